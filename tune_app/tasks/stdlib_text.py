@@ -1,0 +1,90 @@
+"""Real text that every Python installation carries, so that the default run downloads nothing.
+
+Two collections:
+
+- docstrings of the standard library, each with the package it comes from (classification, and the
+  text that the demo model was pretrained on);
+- the topics of the Python language reference (`pydoc_data.topics`), for causal language modelling.
+
+A text belongs to the split that its own hash says, so a split never depends on the order of files,
+and the demo model's pretraining never saw a text of the validation or test split.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+SPLITS = ("train", "valid", "test")
+
+# The eight packages with the most docstrings among those that every build of Python has
+# (tkinter and idlelib are separate packages in some distributions, distutils left in 3.12).
+PACKAGES = (
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "xml",
+)
+
+_MIN_CHARS = 20  # "Close the file." says nothing about where it stands
+
+
+def split_of(text: str) -> str:
+    """The split ("train", "valid" or "test": 80, 10 and 10 %) that a text belongs to."""
+    bucket = hashlib.sha256(text.encode()).digest()[0] % 10
+    return {8: "valid", 9: "test"}.get(bucket, "train")
+
+
+def stdlib_docstrings(packages: tuple[str, ...] | None = None) -> Iterator[tuple[str, str]]:
+    """Yields (docstring, package) over the standard library, each docstring once.
+
+    A docstring that stands in several places counts for the first; white space is folded, because
+    two copies with other line breaks would otherwise land in two splits.
+    """
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    if packages is None:
+        files = sorted(stdlib.rglob("*.py"))
+    else:
+        files = [file for package in packages for file in sorted((stdlib / package).rglob("*.py"))]
+    seen = set()
+    for file in files:
+        parts = file.relative_to(stdlib).with_suffix("").parts
+        if parts[0] == "site-packages" or {"test", "tests", "idle_test"} & set(parts):
+            continue
+        try:
+            tree = ast.parse(file.read_text("utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # lib2to3 keeps deliberately broken files
+        for node in ast.walk(tree):
+            if not isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                continue
+            text = " ".join((ast.get_docstring(node) or "").split())
+            if len(text) >= _MIN_CHARS and text not in seen:
+                seen.add(text)
+                yield text, parts[0]
+
+
+def language_reference() -> Iterator[str]:
+    """Yields the paragraphs of the Python language reference as installed with the interpreter."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            text = " ".join(paragraph.split())
+            if len(text) >= _MIN_CHARS:
+                yield text
+
+
+def docstring_packages(split: str) -> tuple[list[str], list[str]]:
+    """Classification: (docstrings, names of their packages) of one split."""
+    rows = [row for row in stdlib_docstrings(PACKAGES) if split_of(row[0]) == split]
+    return [text for text, _ in rows], [package for _, package in rows]
