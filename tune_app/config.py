@@ -6,6 +6,8 @@ passed on. Imports neither torch nor ray, because every trial actor loads it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,28 @@ from typing import Literal
 Task = Literal["causal-lm", "classification"]
 BackboneKind = Literal["swarm", "local"]
 TuningMode = Literal["ptune", "deep_ptune"]
+
+
+class ConfigError(ValueError):
+    """What the user has to change, all mistakes together; commands print it and exit with code 2.
+
+    Each message says the rule, what was received and what would be right.
+    """
+
+    def __init__(self, messages: str | Iterable[str]) -> None:
+        self.messages: list[str] = [messages] if isinstance(messages, str) else list(messages)
+        super().__init__(self.messages)  # as the one argument, so that it survives pickling
+
+    def __str__(self) -> str:
+        if len(self.messages) == 1:
+            return self.messages[0]
+        return "\n".join(f"- {message}" for message in self.messages)
+
+
+def did_you_mean(name: object, valid: Iterable[str]) -> str:
+    """" Did you mean 'x'?" with a leading space, or "" where nothing valid is similar."""
+    matches = difflib.get_close_matches(str(name), list(valid), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 @dataclass(frozen=True)
