@@ -1,0 +1,75 @@
+# make search               set up once, then run a search; ARGS="--trials 24 --backbone local"
+# make test | make check    the tests | formatting, lint, types and tests
+# make help                 everything else
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		2> /dev/null && { command -v $$python; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Quiet but for errors: warnings about the contradicting requirements are expected (requirements.txt)
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+
+.PHONY: help search test check format bench report clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make search   run a hyperparameter search     ARGS="--trials 24 --backbone local"'
+	@echo 'make report   rebuild the results of a run    ARGS=runs/NAME'
+	@echo 'make bench    measure search throughput'
+	@echo 'make test     run the tests                   ARGS="-m \"not swarm\""'
+	@echo 'make check    formatting, lint, types and tests'
+	@echo 'make format   format the code'
+	@echo 'make clean    remove the environment and all caches (never runs/)'
+	@echo 'All but clean first set up $(VENV), if that has not been done yet.'
+
+search: $(VENV)/.installed
+	@$(BIN)/python -m tune_app.search $(ARGS)
+
+report: $(VENV)/.installed
+	@$(BIN)/python -m tune_app.report $(ARGS)
+
+bench: $(VENV)/.installed
+	@$(BIN)/python benchmarks/search_throughput.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy tune_app
+	@$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and with its dependencies: its CUDA build needs libraries that no list for all
+# machines can name. A torch of this version that is there already is kept.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@if [ -z '$(PYTHON)' ]; then \
+		echo 'tune_app needs Python 3.11 or 3.12 with venv, and none was found on PATH.' >&2; \
+		echo 'Install one (Debian, Ubuntu: apt install python3.11-venv), or name it:' >&2; \
+		echo '    make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; \
+		exit 1; \
+	fi
+	@echo 'Installing into $(VENV) (once, about 3 minutes) ...'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo '  1/3 torch'
+	@$(PIP) install -c requirements.txt torch
+	@echo '  2/3 petals, transformers, ray, optuna, pandas and what they need'
+	@$(PIP) install --no-deps -r requirements.txt
+	@echo '  3/3 tune_app'
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	@echo 'Installing the development tools (once) ...'
+	@$(PIP) install --no-deps -r requirements-dev.txt
+	@touch $@
