@@ -36,7 +36,9 @@ def test_events_come_back_as_written(run: RunDir):
     run.append_event({"event": "trial_ended", "status": Status.DIVERGED, "where": Path("/x")})
     first, second = run.events()
     assert first == {"event": "report", "trial": 3, "time": 1.5, "text": "ünï\n\u2028 <b>"}
-    assert second["status"] == "diverged" and second["where"] == "/x" and second["time"] > 1e9
+    assert second["status"] == "diverged"
+    assert second["where"] == "/x"
+    assert second["time"] > 1e9
 
 
 def test_numbers_that_json_lacks_become_null(run: RunDir):
@@ -44,8 +46,10 @@ def test_numbers_that_json_lacks_become_null(run: RunDir):
     run.append_event({"event": "report", "loss": float("inf"), **nested})
     assert b"NaN" not in run.events_jsonl.read_bytes()
     event = run.events()[0]
-    assert event["loss"] is None and event["a"] == [None, {"b": None}]
-    assert event["c"] is None and event["d"] == 4
+    assert event["loss"] is None
+    assert event["a"] == [None, {"b": None}]
+    assert event["c"] is None
+    assert event["d"] == 4
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
@@ -87,7 +91,8 @@ def test_threads_never_mix_their_lines(run: RunDir):
 def test_a_file_is_replaced_whole_or_not_at_all(run: RunDir, monkeypatch: pytest.MonkeyPatch):
     run.write_atomic("best.yaml", "old")
     run.write_atomic(run.prompts / "prompts.json", b"{}")
-    assert run.best_yaml.read_text() == "old" and (run.prompts / "prompts.json").exists()
+    assert run.best_yaml.read_text() == "old"
+    assert (run.prompts / "prompts.json").exists()
 
     def no_replace(source: object, target: object) -> None:
         raise OSError("disk full")
@@ -114,7 +119,8 @@ def test_a_run_has_one_owner_until_it_ends_or_is_killed(run: RunDir):
         [sys.executable, "-c", _HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         assert run.in_use()
         with pytest.raises(RunInUse, match=rf"command \(process {holder.pid}\)"), run.lock():
             pass

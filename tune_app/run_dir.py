@@ -20,12 +20,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
 
-class Status(str, Enum):  # noqa: UP042  (StrEnum came with Python 3.11)
+class Status(StrEnum):
     """How a trial stands. The first four are written as `trial_ended`, the others are concluded."""
 
     FINISHED = "finished"
@@ -34,8 +34,6 @@ class Status(str, Enum):  # noqa: UP042  (StrEnum came with Python 3.11)
     FAILED = "failed"
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # started, never ended, and nobody is working on it any more
-
-    __str__ = str.__str__
 
 
 class RunInUse(ValueError):
