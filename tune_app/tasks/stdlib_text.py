@@ -84,7 +84,19 @@ def language_reference() -> Iterator[str]:
                 yield text
 
 
-def docstring_packages(split: str) -> tuple[list[str], list[str]]:
-    """Classification: (docstrings, names of their packages) of one split."""
-    rows = [row for row in stdlib_docstrings(PACKAGES) if split_of(row[0]) == split]
-    return [text for text, _ in rows], [package for _, package in rows]
+def docstring_packages() -> dict[str, tuple[list[str], list[str]]]:
+    """Classification: by split, (docstrings, names of their packages)."""
+    splits: dict[str, tuple[list[str], list[str]]] = {split: ([], []) for split in SPLITS}
+    for text, package in stdlib_docstrings(PACKAGES):
+        texts, packages = splits[split_of(text)]
+        texts.append(text)
+        packages.append(package)
+    return splits
+
+
+def language_reference_splits() -> dict[str, list[str]]:
+    """Causal language modelling: by split, paragraphs of the language reference, each once."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for text in dict.fromkeys(language_reference()):
+        splits[split_of(text)].append(text)
+    return splits

@@ -1,0 +1,107 @@
+"""Token rows and the order in which they are trained on.
+
+Shapes: B rows of a batch, T tokens of its longest row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from tune_app.config import Task
+
+IGNORED = -100  # the label that cross_entropy leaves out, as in Hugging Face's models
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows, on the CPU.
+
+    Needs no attention mask: in a causal model no real token attends to what stands right of it.
+    """
+
+    tokens_BT: torch.Tensor  # int64
+    labels: torch.Tensor  # causal LM: [B, T], IGNORED on padding; classification: [B], classes
+    lengths_B: torch.Tensor  # real tokens of each row
+
+
+class Dataset:
+    """Tokenised rows of different lengths; `classes` (one index a row) for classification."""
+
+    def __init__(
+        self, rows: Sequence[Sequence[int]], classes: Sequence[int] | None = None, pad_id: int = 0
+    ) -> None:
+        self._rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        self._lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
+        self._pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, indices: torch.Tensor | Sequence[int]) -> Batch:
+        """The rows at `indices`, padded to the longest of them."""
+        indices_B = torch.as_tensor(indices, dtype=torch.int64)
+        rows = [self._rows[i] for i in indices_B.tolist()]
+        tokens_BT = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
+        if self._classes is None:
+            labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+        else:
+            labels = self._classes[indices_B]
+        return Batch(tokens_BT, labels, self._lengths[indices_B])
+
+    def fingerprint(self) -> str:
+        """sha256 over all token ids, their order and the classes."""
+        digest = hashlib.sha256(self._lengths.numpy().tobytes())
+        for row in self._rows:
+            digest.update(row.numpy().tobytes())
+        if self._classes is not None:
+            digest.update(self._classes.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a search trains, compares and finally tests on: three splits without common rows."""
+
+    task: Task
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    class_names: tuple[str, ...]  # by class index; empty for causal LM
+    notes: list[str]  # what was assumed, dropped or cut: one sentence each, for the user
+    fingerprint: str  # sha256; equal only if every trial would see the same tokens and labels
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Which rows each training step takes: one shuffled pass over the data after the other.
+
+    A pure function of (seed, step), so a trial that goes on from a checkpoint needs its step alone.
+    A batch may end one pass and begin the next: no row is left out of a pass.
+    """
+
+    size: int  # rows in the data
+    batch_size: int
+    seed: int
+
+    def indices(self, step: int) -> torch.Tensor:
+        """int64 [batch_size]: the rows of training step `step` (the first is 0)."""
+        first = step * self.batch_size
+        parts = []
+        for epoch in range(first // self.size, (first + self.batch_size - 1) // self.size + 1):
+            start = max(first - epoch * self.size, 0)
+            stop = first + self.batch_size - epoch * self.size
+            parts.append(_shuffled(self.size, self.seed, epoch)[start:stop])
+        return torch.from_numpy(np.concatenate(parts))
+
+
+@lru_cache(maxsize=32)  # a few running trials of 100,000 rows each: about 25 MB
+def _shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)

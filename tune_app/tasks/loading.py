@@ -1,0 +1,164 @@
+"""From the configuration to tokenised splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tune_app.config import ConfigError, SearchConfig
+from tune_app.tasks.data import Dataset, TaskData
+from tune_app.tasks.readers import Texts, class_order, read_texts
+from tune_app.tasks.stdlib_text import SPLITS, docstring_packages, language_reference_splits
+
+
+@dataclass
+class _Rows:
+    """One split: token ids by row, and for classification the class name of each."""
+
+    tokens: list[tuple[int, ...]]
+    labels: list[str] | None
+
+    def keep(self, indices: Iterable[int]) -> _Rows:
+        indices = list(indices)
+        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        return _Rows([self.tokens[i] for i in indices], labels)
+
+
+def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
+    """Reads, checks, tokenises and splits what `config` names, or the built-in text of its task.
+
+    A row is one text, cut to `max_length` tokens; a plain-text file is one stream of tokens, cut
+    into rows of `max_length`. Splits that are not given are taken from the training rows: a tenth
+    each, chosen by the rows' own hashes, so neither the seed nor their order changes them.
+    Raises ConfigError with everything that is wrong with the data.
+    """
+    notes: list[str] = []
+    texts = _built_in(config) if config.train is None else _from_files(config)
+    _check_labels(config, texts)
+    splits = {
+        split: _tokenise(split, part, config, tokenizer, notes) for split, part in texts.items()
+    }
+    tenth = max(1, len(set(splits["train"].tokens)) // 10)
+    for split in ("valid", "test"):
+        if split not in splits:
+            splits["train"], splits[split] = _split_off(splits["train"], tenth)
+            notes.append(
+                f"no --{split} given: {len(splits[split].tokens)} training rows are taken for it"
+            )
+        elif config.train is None:
+            splits[split] = splits[split].keep(_new_rows(split, splits))
+        elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
+            notes.append(f"{repeated} {split} rows are training rows too")
+    empty = [split for split in SPLITS if not splits[split].tokens]
+    if empty:
+        raise ConfigError(
+            [f"no rows are left for {', '.join(empty)}: at least 3 different texts are needed"]
+        )
+    labels = [label for part in texts.values() for label in part.labels or []]
+    class_names = class_order(set(labels))
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    train, valid, test = (_dataset(splits[split], class_names, pad_id) for split in SPLITS)
+    prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
+    fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
+    return TaskData(config.task, train, valid, test, class_names, notes, fingerprint)
+
+
+def _built_in(config: SearchConfig) -> dict[str, Texts]:
+    given = [f"--{split}" for split in ("valid", "test") if getattr(config, split) is not None]
+    if given:
+        raise ConfigError([f"{' and '.join(given)} without --train: give --train too"])
+    if config.task == "classification":
+        return {split: Texts(*rows) for split, rows in docstring_packages().items()}
+    return {split: Texts(texts, None) for split, texts in language_reference_splits().items()}
+
+
+def _from_files(config: SearchConfig) -> dict[str, Texts]:
+    texts, mistakes = {}, []
+    for split in SPLITS:
+        path = getattr(config, split)
+        if path is None:
+            continue
+        try:
+            texts[split] = read_texts(
+                path,
+                labelled=config.task == "classification",
+                text_column=config.text_column,
+                label_column=config.label_column,
+            )
+        except ConfigError as error:
+            mistakes += error.messages
+    if mistakes:
+        raise ConfigError(mistakes)
+    return texts
+
+
+def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
+    known = set(texts["train"].labels or [])
+    if not known:
+        return
+    mistakes = []
+    if len(known) == 1:
+        mistakes.append(f"{config.train}: needs at least two classes, got only {known}")
+    for split in ("valid", "test"):
+        strange = class_order(set(texts[split].labels or []) - known) if split in texts else ()
+        if strange:
+            mistakes.append(
+                f"{getattr(config, split)}: labels that {config.train} lacks: "
+                f"{', '.join(map(repr, strange[:20]))}; it has "
+                f"{', '.join(map(repr, class_order(known)[:20]))}"
+            )
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _tokenise(
+    split: str, part: Texts, config: SearchConfig, tokenizer: Any, notes: list[str]
+) -> _Rows:
+    notes += part.notes
+    limit = config.max_length
+    # verbose: no warning about the model's longest input, since rows are cut right here
+    ids = tokenizer(part.texts, add_special_tokens=True, verbose=False)["input_ids"]
+    if part.is_stream:
+        stream = ids[0]
+        tokens = [tuple(stream[i : i + limit]) for i in range(0, len(stream), limit)]
+    else:
+        tokens = [tuple(row[:limit]) for row in ids]
+        longer = sum(len(row) > limit for row in ids)
+        if longer:
+            notes.append(
+                f"{longer} of {len(ids)} {split} texts are longer than --max-length {limit} "
+                "and were cut"
+            )
+    # a language model learns from a row's second token on
+    least = 2 if config.task == "causal-lm" else 1
+    kept = [i for i, row in enumerate(tokens) if len(row) >= least]
+    if len(kept) < len(tokens) and not part.is_stream:
+        notes.append(
+            f"{len(tokens) - len(kept)} {split} texts of fewer than {least} tokens were dropped"
+        )
+    return _Rows(tokens, part.labels).keep(kept)
+
+
+def _new_rows(split: str, splits: dict[str, _Rows]) -> list[int]:
+    """Rows of a split that training does not see (texts may be equal once they are cut)."""
+    seen = set(splits["train"].tokens)
+    return [i for i, row in enumerate(splits[split].tokens) if row not in seen]
+
+
+def _split_off(rows: _Rows, count: int) -> tuple[_Rows, _Rows]:
+    """(the rest, `count` different rows with all their repetitions)."""
+    ranked = sorted(set(rows.tokens), key=lambda row: hashlib.sha256(repr(row).encode()).digest())
+    taken = set(ranked[:count])
+    inside = [row in taken for row in rows.tokens]
+    return (
+        rows.keep(i for i, is_in in enumerate(inside) if not is_in),
+        rows.keep(i for i, is_in in enumerate(inside) if is_in),
+    )
+
+
+def _dataset(rows: _Rows, class_names: tuple[str, ...], pad_id: int) -> Dataset:
+    index = {name: i for i, name in enumerate(class_names)}
+    classes = None if rows.labels is None else [index[label] for label in rows.labels]
+    return Dataset(rows.tokens, classes, pad_id)
