@@ -1,0 +1,141 @@
+"""The command line of a search: flags, --help and --config, all made from SearchConfig's fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tune_app.config import ONE_CALL_ONLY, ConfigError, SearchConfig, read_settings
+from tune_app.typed import convert_fields, did_you_mean
+
+DESCRIPTION = """\
+Finds the learning rate, schedule, warmup, weight decay and prompt length for prompt tuning
+a frozen language model, and hands over the tuned prompts. Without any flag: a real search
+on a small model and a private swarm, in minutes.
+"""
+
+EXAMPLE = """\
+example:
+  python -m tune_app.search --train reviews.csv --text-column text --label-column stars \\
+      --space deep --trials 32 --time-budget 20m --out runs/reviews
+
+Settings may also stand in a YAML file (--config), under the same names: `batch-size: 16`.
+Flags win over the file, the file over the defaults. What a search found is such a file
+(best.yaml in the folder of the run).
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)  # argparse would print the first mistake and exit
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        # Values are optional to argparse only, so that it does not stop at the first missing one.
+        return str(action.metavar) if action.nargs in ("?", "*") else ""
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: "batch_size" is --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentParser:
+    """One flag per field of SearchConfig, grouped, plus --config. Values stay text here."""
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [flags]",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config", nargs="?", metavar="FILE", help="YAML file of these settings (best.yaml, say)"
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(SearchConfig)
+    for field in dataclasses.fields(SearchConfig):
+        if field.name == "trial":  # a mapping: only in YAML
+            continue
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        hint, text = hints[field.name], field.metadata["help"].replace("%", "%%")
+        if field.default is not None and field.default != () and hint is not bool:
+            text += f" (default: {field.default})"
+        if hint is bool:
+            action: Any = argparse.BooleanOptionalAction
+            groups[title].add_argument(flag_of(field.name), action=action, help=text)
+        elif hint == tuple[str, ...]:
+            groups[title].add_argument(
+                flag_of(field.name), nargs="*", action="extend", metavar="ADDRESS", help=text
+            )
+        else:  # nargs="?": a flag without its value is one mistake among others
+            groups[title].add_argument(
+                flag_of(field.name), nargs="?", metavar=_metavar(hint), help=text
+            )
+    return parser
+
+
+def _metavar(hint: Any) -> str:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "{" + ",".join(options) + "}"
+    kind = next((option for option in options if option is not type(None)), hint)
+    return {int: "N", float: "TIME", Path: "FOLDER"}.get(kind, "TEXT")
+
+
+def parse_search_args(argv: Sequence[str] | None = None) -> SearchConfig:
+    """The config that a command line (sys.argv by default) and its --config describe.
+
+    With `--resume DIR` the settings that run began with (DIR/search.yaml) stand below both, and
+    `out` is DIR.
+
+    Raises:
+        ConfigError: all mistakes in flags and files. Ranges and files are `check_search_config`'s.
+        SystemExit: --help (0).
+    """
+    parser = build_parser()
+    namespace, rest = parser.parse_known_args(argv)
+    given = vars(namespace)
+    messages = _unknown_words(rest, [s for a in parser._actions for s in a.option_strings])
+    for name in [name for name, value in given.items() if value is None or value == []]:
+        messages.append(f"{flag_of(name)}: needs a value.")
+        del given[name]
+    values: dict[str, Any] = {}
+    if "config" in given:
+        values, mistakes = read_settings(Path(given.pop("config")))
+        messages += mistakes
+    flags, mistakes = convert_fields(SearchConfig, given, label=flag_of)
+    values |= flags
+    messages += mistakes
+    if values.get("resume") is not None:
+        folder = values["resume"]
+        if (folder / "search.yaml").is_file():
+            begun, mistakes = read_settings(folder / "search.yaml")
+            messages += mistakes
+            values = {k: v for k, v in begun.items() if k not in ONE_CALL_ONLY} | values
+        values["out"] = folder
+    if messages:
+        raise ConfigError(messages)
+    return SearchConfig(**values)
+
+
+def _unknown_words(rest: Sequence[str], known: Sequence[str]) -> list[str]:
+    messages = []
+    after_unknown_flag = False  # its value, then: not a mistake of its own
+    for word in rest:
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+            messages.append(f"{flag}: unknown flag.{did_you_mean(flag, known)}")
+            after_unknown_flag = "=" not in word
+        elif not after_unknown_flag:
+            messages.append(f"{word!r}: settings are given with flags, such as --space {word}.")
+    return messages

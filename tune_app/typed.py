@@ -1,0 +1,199 @@
+"""From what a person wrote (flags, YAML) to typed values, with all mistakes collected.
+
+A field's type annotation says what it takes, so a flag, a YAML key and a Python value cannot drift
+apart. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """What the user has to change, all mistakes together; commands print it and exit with code 2.
+
+    Each message says the rule, what was received and what would be right.
+    """
+
+    def __init__(self, messages: str | Iterable[str]) -> None:
+        self.messages: list[str] = [messages] if isinstance(messages, str) else list(messages)
+        super().__init__(self.messages)  # as the one argument, so that it survives pickling
+
+    def __str__(self) -> str:
+        if len(self.messages) == 1:
+            return self.messages[0]
+        return "\n".join(f"- {message}" for message in self.messages)
+
+
+def did_you_mean(name: object, valid: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" with its leading space, or "" where nothing valid is similar."""
+    matches = difflib.get_close_matches(str(name), list(valid), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def one_of(value: object, valid: Iterable[str]) -> str:
+    """The message for a name that is not among the valid ones."""
+    valid = list(valid)
+    return f"must be one of {', '.join(valid)}; got {value!r}.{did_you_mean(value, valid)}"
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """The value as the type says: "1e-2" as 0.01 for float, 1e3 as 1000 for int, and so on.
+
+    Raises:
+        ValueError: the value does not fit the type; the message lacks the field's name.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):  # Optional is the only union that fields use
+        if value is None:
+            return None
+        return convert(value, next(arg for arg in args if arg is not type(None)))
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(one_of(value, args))
+        return value
+    if origin is tuple:
+        words = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(words, list | tuple):
+            raise ValueError(f"must be a list, got {value!r}.")
+        return tuple(convert(word, args[0]) for word in words)
+    if hint is dict or origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping of names to values, got {value!r}.")
+        return dict(value)
+    return _SCALARS[hint](value)
+
+
+def _to_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, got {value!r}.")
+    return value
+
+
+def _to_float(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, got {value!r}.")
+    return number
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else _whole(_to_float(value))
+    except ValueError:
+        pass
+    try:
+        return _whole(_to_float(value))  # "1e3"
+    except ValueError:
+        raise ValueError(f"must be a whole number, got {value!r}.") from None
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _to_str(value: Any) -> str:
+    # YAML reads an unquoted `text_column: 0` as a number and `no` as false; only the former is plain
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(
+            f"must be text (in quotes, if it looks like something else), got {value!r}."
+        )
+    return str(value)
+
+
+def _to_path(value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_to_str(value)).expanduser()
+
+
+_SCALARS: dict[Any, Callable[[Any], Any]] = {
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+    str: _to_str,
+    Path: _to_path,
+}
+
+
+def convert_fields(
+    cls: type, mapping: Mapping[Any, Any], label: Callable[[str], str] = str
+) -> tuple[dict[str, Any], list[str]]:
+    """The values that the mapping gives for fields of a dataclass, converted; and what is wrong.
+
+    A field's metadata may carry its own `parse`. Names may be written in kebab or snake case.
+    `label` turns a field's name into what the messages call it.
+    """
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    messages = []
+    for key, value in mapping.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            messages.append(f"{label(str(key))}: unknown.{did_you_mean(name, known)}")
+            continue
+        try:
+            parse = known[name].metadata.get("parse")
+            if parse is not None and value is not None:
+                values[name] = parse(value)
+            else:
+                values[name] = convert(value, hints[name])
+        except ValueError as error:
+            messages.append(f"{label(name)}: {error}")
+    return values, messages
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is a mistake; plain YAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> tuple[str, dict[Any, Any]]:
+    """The text of a YAML file and the mapping in it.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, not YAML (with line and column), or holds
+            something else than a mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read: {reason}.") from None
+    try:
+        content = yaml.load(text, _UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{place}: not valid YAML: {problem}.") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, got {type(content).__name__}.")
+    return text, content
