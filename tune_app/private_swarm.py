@@ -1,0 +1,511 @@
+"""A private Petals swarm on 127.0.0.1, as a context manager and as a command.
+
+    python -m tune_app.private_swarm MODEL_FOLDER --servers 2
+
+The caller starts one supervisor process. It imports petals once, then forks one process per server;
+all of them (with hivemind's own processes and `p2pd` daemons) share one process group, so ending
+the swarm is one signal, and nothing stays behind when the caller is killed: supervisor and servers
+watch their parent. The caller's own process imports neither petals nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tune_app.config import ConfigError, did_you_mean
+
+# Where Petals 2.2 looks for the blocks in a checkpoint, by model_type.
+_BLOCK_PREFIX = {"llama": "model.layers", "bloom": "h", "falcon": "transformer.h"}
+_DTYPES = ("float32", "bfloat16", "float16")
+_INDEX_FILES = (  # in Petals' order
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+_PARENT_CHECK_S = 0.3
+
+
+class PrivateSwarmError(RuntimeError):
+    """A server did not start; the text is the server's own message and the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One running server: blocks `first_block` to `end_block - 1`, reachable at `maddrs`."""
+
+    first_block: int
+    end_block: int
+    maddrs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the supervisor is told."""
+
+    model: str
+    dht_prefix: str
+    spans: list[tuple[int, int]]
+    ports: list[int]  # 0: any free one
+    announce_ports: list[int]  # empty: the servers' own
+    device: str | None
+    dtype: str
+    threads: int
+    max_batch_tokens: int
+    folder: str
+    caller_pid: int
+
+
+class PrivateSwarm:
+    """A swarm that starts in the background; `wait_until_ready()` before use, `stop()` at the end.
+
+    peers: multiaddrs of all servers, each with `/p2p/<id>`, once ready
+    dht_prefix: what clients have to ask for
+    servers: the running servers, in the order of their blocks
+    max_batch_tokens: rows × tokens (prompts included) a request may have; Petals' client takes the
+        refusal of a larger one for a dead server and retries it for ever
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        servers: int = 1,
+        replicas: int = 1,
+        port: int = 0,
+        announce_ports: Sequence[int] = (),
+        device: str | None = "cpu",
+        dtype: str = "float32",
+        threads: int | None = None,
+        max_batch_tokens: int = 8192,
+    ) -> None:
+        """Starts the processes and returns at once.
+
+        model: folder with config.json and weights of a Llama, BLOOM or Falcon model
+        servers: parts that the blocks are divided into; each part is served `replicas` times
+        port: of the first server, the next ones take the next ports; 0: free ones
+        announce_ports: what the servers tell others instead of their ports (a relay's), one each
+        device: as torch names it; None: cuda where there is one
+        threads: of torch in each server; None: the processors divided by the servers
+        Raises ConfigError with all mistakes found without importing torch.
+        """
+        config = _check(model, servers, replicas, port, announce_ports, device, dtype)
+        model = Path(model).resolve()
+        count = servers * replicas
+        edges = [i * config["layers"] // servers for i in range(servers + 1)]
+        spans = [span for span in zip(edges, edges[1:], strict=False) for _ in range(replicas)]
+        self.dht_prefix = dht_prefix_of(model)
+        self.max_batch_tokens = max_batch_tokens
+        self.servers: list[Server] = []
+        self._count = count
+        self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-"))
+        self._log = self._folder / "servers.log"
+        job = _Job(
+            model=str(model),
+            dht_prefix=self.dht_prefix,
+            spans=spans,
+            ports=[port + i if port else 0 for i in range(count)],
+            announce_ports=list(announce_ports),
+            device=device,
+            dtype=dtype,
+            threads=threads or max(1, (os.cpu_count() or 1) // count),
+            max_batch_tokens=max_batch_tokens,
+            folder=str(self._folder),
+            caller_pid=os.getpid(),
+        )
+        receiving, sending = os.pipe()
+        self._reports = Connection(receiving, writable=False)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"import {__spec__.name} as s; s._supervise()"]
+                + [json.dumps(asdict(job)), str(sending)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(self._folder),
+                pass_fds=[sending],
+                start_new_session=True,  # a group of its own; Ctrl-C reaches only the caller
+            )
+        os.close(sending)
+
+    @property
+    def peers(self) -> list[str]:
+        return [maddr for server in self.servers for maddr in server.maddrs]
+
+    def wait_until_ready(
+        self, *, timeout_s: float = 120.0, progress: Callable[[str], None] | None = None
+    ) -> None:
+        """Returns when all blocks can be called; raises PrivateSwarmError if that fails."""
+        started = time.monotonic()
+        said = -1
+        while len(self.servers) < self._count:
+            waited_s = time.monotonic() - started
+            if progress is not None and waited_s > 2 and said < len(self.servers):
+                said = len(self.servers)
+                progress(f"Starting the private swarm: {said} of {self._count} servers ready")
+            if waited_s > timeout_s:
+                raise PrivateSwarmError(self._failure(f"not ready within {timeout_s:g} s"))
+            if not self._reports.poll(1.0):
+                continue
+            try:
+                kind, content = self._reports.recv()
+            except EOFError:
+                raise PrivateSwarmError(self._failure("the server processes ended")) from None
+            if kind == "error":
+                raise PrivateSwarmError(self._failure(content))
+            self.servers.append(Server(*content))
+        self.servers.sort(key=lambda server: server.first_block)
+
+    def stop(self) -> None:
+        """Ends all processes of the swarm at once and removes its temporary files."""
+        try:
+            # Nothing is worth saving, and hivemind's own shutdown takes seconds.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # ended by itself
+        self._process.wait()
+        self._reports.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _failure(self, reason: str) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-20:]
+        tail = "\n".join(["", "The end of the servers' log:", *lines]) if lines else ""
+        return f"The private swarm did not start: {reason}{tail}"
+
+
+@contextmanager
+def private_swarm(
+    model: str | Path,
+    *,
+    timeout_s: float = 120.0,
+    progress: Callable[[str], None] | None = None,
+    **options,
+) -> Iterator[PrivateSwarm]:
+    """A ready PrivateSwarm (which see for `options`), stopped at the end of the block.
+
+    Raises ConfigError (the user's mistakes) and PrivateSwarmError (a server did not start).
+    """
+    swarm = PrivateSwarm(model, **options)
+    try:
+        swarm.wait_until_ready(timeout_s=timeout_s, progress=progress)
+        yield swarm
+    finally:
+        swarm.stop()
+
+
+def dht_prefix_of(model: str | Path) -> str:
+    """The name that a folder's blocks have in a swarm, after Petals' own rule for hub names.
+
+    So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
+    """
+    folder = Path(model).resolve()
+    name = re.sub(r"[.\s]", "-", folder.name)  # both mean something in hivemind's keys
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    suffix = {"llama": "-hf", "bloom": "-petals"}.get(family, "")
+    return name if name.endswith(suffix) else name + suffix
+
+
+# ---------------------------------------------------------------- checks, before anything starts
+
+
+def _check(
+    model: str | Path,
+    servers: int,
+    replicas: int,
+    port: int,
+    announce_ports: Sequence[int],
+    device: str | None,
+    dtype: str,
+) -> dict:
+    """Raises ConfigError, or returns {"layers": number of blocks}."""
+    mistakes: list[str] = []
+    layers = _check_model(Path(model), mistakes)
+    if servers < 1 or (layers and servers > layers):
+        most = layers or "the number of the model's blocks"
+        mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
+    if replicas < 1:
+        mistakes.append(f"replicas must be at least 1, got {replicas}.")
+    if dtype not in _DTYPES:
+        mistakes.append(
+            f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.{did_you_mean(dtype, _DTYPES)}"
+        )
+    elif dtype == "float16" and device == "cpu":
+        mistakes.append("dtype float16 cannot be served by a cpu: use float32 or bfloat16.")
+    count = max(servers, 1) * max(replicas, 1)
+    if announce_ports and len(announce_ports) != count:
+        mistakes.append(
+            f"announce_ports must name one port for each of {count} servers, got {announce_ports}."
+        )
+    if port and not 0 < port <= 65536 - count:
+        mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
+    elif port:
+        for number in range(port, port + count):
+            if _in_use(number):
+                mistakes.append(
+                    f"port {number} on 127.0.0.1 is in use: choose another one, or 0 for a free one."
+                )
+    if mistakes:
+        raise ConfigError(mistakes)
+    return {"layers": layers}
+
+
+def _check_model(folder: Path, mistakes: list[str]) -> int:
+    """Number of blocks; 0 with a mistake appended if the folder cannot be served."""
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "is not a folder"
+        mistakes.append(
+            f"a private swarm serves a model from a local folder, but {str(folder)!r} {what}."
+        )
+        return 0
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        mistakes.append(f"{folder / 'config.json'} is not valid JSON: {error}.")
+        return 0
+    family = config.get("model_type")
+    if family not in _BLOCK_PREFIX:
+        mistakes.append(
+            f"Petals serves the model types {', '.join(_BLOCK_PREFIX)}; {str(folder)!r} is of type "
+            f"{family!r}.{did_you_mean(family, _BLOCK_PREFIX)} Other models: --backbone local."
+        )
+        return 0
+    index = next((folder / name for name in _INDEX_FILES if (folder / name).is_file()), None)
+    if index is None:
+        mistakes.append(f"{str(folder)!r} has no weights: none of {', '.join(_INDEX_FILES)}.")
+        return 0
+    try:
+        names = _weight_names(index)
+    except (ValueError, KeyError) as error:
+        mistakes.append(f"{index} cannot be read as weights: {error}.")
+        return 0
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    prefix = _BLOCK_PREFIX[family]
+    if names is not None and not any(name.startswith(f"{prefix}.0.") for name in names):
+        hint = ""
+        if any(name.startswith("transformer.h.") for name in names):
+            hint = (
+                " It was saved from BloomForCausalLM; save its headless part instead: "
+                "BloomForCausalLM.from_pretrained(FOLDER).transformer.save_pretrained(NEW_FOLDER)."
+            )
+        mistakes.append(
+            f"Petals looks for a {family} model's blocks under {prefix}.0, {prefix}.1, … but the "
+            f"weights in {str(folder)!r} have none there.{hint}"
+        )
+        return 0
+    return layers
+
+
+def _weight_names(index: Path) -> list[str] | None:
+    """Names of the tensors; None where only torch could tell. ValueError if the file is damaged."""
+    if index.suffix == ".json":
+        return list(json.loads(index.read_text())["weight_map"])
+    if index.suffix != ".safetensors":
+        return None
+    with index.open("rb") as file:  # 8 bytes: length of the JSON header that follows
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > index.stat().st_size:
+            raise ValueError("not a safetensors file")
+        header = json.loads(file.read(header_bytes))
+    header.pop("__metadata__", None)
+    data_bytes = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if index.stat().st_size != 8 + header_bytes + data_bytes:
+        raise ValueError("the file is cut short")  # Petals would try to download it, for ever
+    return list(header)
+
+
+def _in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+# ------------------------------------------------------------------- in the swarm's own processes
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[1])  # works in a clone that is not installed
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return os.environ | {
+        "PYTHONPATH": path,
+        "HIVEMIND_LOGLEVEL": "WARNING",
+        "PETALS_CACHE": str(folder),  # Petals keeps a lock file there
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+
+
+def _supervise() -> None:
+    """Imports petals, forks the servers, stays until the caller is gone or all servers are."""
+    warnings.simplefilter("ignore")  # the log is for what the servers say
+    import tune_app.petals_compat  # noqa: F401
+    import petals.server.server  # noqa: F401  (before the forks: paid once)
+
+    job = _Job(**json.loads(sys.argv[1]))
+    reports = Connection(int(sys.argv[2]), readable=False)
+    fork = multiprocessing.get_context("fork")
+    first_peers, first_sends = fork.Pipe(duplex=False)
+    initial_peers: list[str] = []
+    servers = []
+    for number in range(len(job.spans)):
+        arguments = (job, number, initial_peers, reports, first_sends)
+        server = fork.Process(target=_serve, args=arguments)
+        server.start()
+        servers.append(server)
+        while number == 0 and server.is_alive() and not initial_peers:
+            if first_peers.poll(_PARENT_CHECK_S):
+                initial_peers = first_peers.recv()
+        if not initial_peers:
+            break  # the first one has said why
+    while os.getppid() == job.caller_pid and any(server.is_alive() for server in servers):
+        time.sleep(_PARENT_CHECK_S)
+    _end_group(job)
+
+
+def _end_group(job: _Job) -> None:
+    if os.getppid() == job.caller_pid:
+        pass  # the caller reads the log, then removes the folder
+    else:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _serve(
+    job: _Job, number: int, initial_peers: list[str], reports: Connection, first: Connection
+) -> None:
+    """One Petals server, until it is killed."""
+    supervisor = os.getppid()
+    threading.Thread(target=_die_with, args=(supervisor,), daemon=True).start()
+    try:
+        _run_server(job, number, initial_peers, reports, first)
+    except BaseException as error:
+        reports.send(("error", f"{type(error).__name__}: {error}"[:2000]))
+        raise
+
+
+def _run_server(
+    job: _Job, number: int, initial_peers: list[str], reports: Connection, first: Connection
+) -> None:
+    import torch
+    from hivemind.p2p import P2P
+    from petals.server import server as petals_server
+    from petals.utils.convert_block import QuantType
+
+    torch.set_num_threads(job.threads)
+    P2P._UNIX_SOCKET_PREFIX = f"/unix{job.folder}/"  # removed with the folder
+    # The probe for reachability from outside would start a second p2pd for each server.
+    petals_server.ReachabilityProtocol.attach_to_dht = classmethod(lambda cls, dht: None)
+    announce = job.announce_ports[number] if job.announce_ports else None
+    start, end = job.spans[number]
+    server = petals_server.Server(
+        initial_peers=initial_peers,
+        dht_prefix=job.dht_prefix,
+        converted_model_name_or_path=job.model,
+        throughput=1.0,  # a number, or Petals measures the internet connection
+        block_indices=f"{start}:{end}",
+        num_handlers=1,  # processes of some 300 MB each
+        max_batch_size=job.max_batch_tokens,
+        torch_dtype=job.dtype,
+        device=job.device,
+        quant_type=QuantType.NONE,
+        skip_reachability_check=True,
+        reachable_via_relay=False,
+        use_relay=False,
+        use_auto_relay=False,
+        host_maddrs=[f"/ip4/127.0.0.1/tcp/{job.ports[number]}"],
+        announce_maddrs=announce and [f"/ip4/127.0.0.1/tcp/{announce}"],
+        auto_nat=False,
+        nat_port_map=False,  # would look for a router
+    )
+    maddrs = tuple(str(maddr) for maddr in server.dht.get_visible_maddrs())
+    if number == 0:
+        first.send(list(maddrs))
+    waiting = threading.Thread(
+        target=_report_ready, args=(server, (start, end, maddrs), reports), daemon=True
+    )
+    waiting.start()
+    server.run()
+
+
+def _report_ready(server, content: tuple, reports: Connection) -> None:
+    """Reports once clients can find the blocks: Petals announces them a little after `ready`."""
+    from petals.data_structures import ServerState
+    from petals.utils.dht import get_remote_module_infos
+
+    while server.module_container is None or not server.module_container.ready.is_set():
+        time.sleep(0.02)
+    start, end, _ = content
+    uids = server.module_uids[start:end]
+    me = server.dht.peer_id
+    while True:
+        infos = get_remote_module_infos(server.dht, uids, latest=True)
+        states = [info.servers[me].state for info in infos if me in info.servers]
+        if len(states) == len(uids) and set(states) == {ServerState.ONLINE}:
+            break
+        time.sleep(0.02)
+    reports.send(("ready", content))
+
+
+def _die_with(supervisor: int) -> None:
+    while os.getppid() == supervisor:
+        time.sleep(_PARENT_CHECK_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tune_app.private_swarm",
+        description="Serves a model's blocks by Petals servers on 127.0.0.1, until Ctrl-C.",
+    )
+    parser.add_argument("model", help="folder of a Llama, BLOOM or Falcon model")
+    parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
+    parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
+    parser.add_argument("--port", type=int, default=0, help="of the first server; 0: a free one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; without: cuda where there is one")
+    parser.add_argument("--dtype", default="float32", help=", ".join(_DTYPES))
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with private_swarm(progress=lambda text: print(text, flush=True), **vars(args)) as swarm:
+            for server in swarm.servers:
+                print(f"blocks {server.first_block}:{server.end_block}  {' '.join(server.maddrs)}")
+            print("\nSearch on it from another terminal:\n")
+            print(
+                f"  python -m tune_app.search --model {args.model} --peers {' '.join(swarm.peers)}"
+            )
+            print("\nCtrl-C ends the swarm.", flush=True)
+            signal.pause()
+    except (ConfigError, PrivateSwarmError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
