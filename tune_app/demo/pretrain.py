@@ -1,4 +1,4 @@
-"""Pretrains the demo model: `python -m tune_app.demo.pretrain` (about 15 minutes on 2 cores).
+"""Pretrains the demo model: `python -m tune_app.demo.pretrain` (about 5 minutes on 2 cores).
 
 A Llama of 4 layers x 128 with a byte-level BPE of 2,048 pieces, trained on the docstrings of the
 installed standard library. Same Python version, same torch, same machine: same weights.
@@ -74,7 +74,7 @@ def held_out_loss(model: LlamaForCausalLM, stream_T: torch.Tensor, length: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128, help="tokens in each row")
     parser.add_argument("--lr", type=float, default=3e-3)
