@@ -7,12 +7,11 @@ because every trial actor loads it.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,97 +67,46 @@ def parse_token_count(value: Any) -> int:
         raise ValueError(f"must be a number of tokens such as 5e6 or 5M; got {value!r}.") from None
 
 
-def _flag(group: str, default: Any, text: str, parse: Any = None) -> Any:
-    """A field that is a flag and a YAML key, with its place and text in --help."""
-    metadata = {"group": group, "help": text, "parse": parse}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-_WHAT, _DATA, _MODEL = "what to search", "data", "model and swarm"
-_TRIAL, _BUDGET, _RUN = "each trial", "how to search, and how long", "the run"
-
-
 @dataclass(frozen=True)
 class SearchConfig:
-    """All flags of `python -m tune_app.search`, under the same names."""
+    """All flags of `python -m tune_app.search`, under the same names; flags.py has their --help."""
 
-    space: str = _flag(
-        _WHAT, "default", "search space: a name in search_spaces/, a .yaml file, or Optuna "
-        "define-by-run Python as module:function or file.py:function",
-    )  # fmt: skip
-    task: Task = _flag(_WHAT, "classification", "what the model learns")
-    train: str | None = _flag(
-        _DATA, None, "training file: csv, tsv, jsonl, parquet or txt, a path or a URL that pandas "
-        "opens; without one, the built-in text of the task",
-    )  # fmt: skip
-    valid: str | None = _flag(_DATA, None, "validation file; without one, a tenth of --train")
-    test: str | None = _flag(_DATA, None, "test file, seen by no trial, only by --confirm")
-    text_column: str | None = _flag(_DATA, None, "column of the text in your files")
-    label_column: str | None = _flag(_DATA, None, "column of the label (classification)")
-    model: str = _flag(
-        _MODEL, "demo", "'demo', a model's folder, or its name on a hub (organisation/name)"
-    )
-    backbone: BackboneKind = _flag(
-        _MODEL, "swarm", "where the frozen blocks run: on Petals servers or in this process"
-    )
-    peers: tuple[str, ...] = _flag(
-        _MODEL, (), "multiaddresses of your own swarm; without any, a private swarm is started"
-    )
-    tuning_mode: TuningMode = _flag(
-        _TRIAL, "ptune", "prompts before the input, or deep ones in every block"
-    )
-    prompt_length: int = _flag(_TRIAL, 8, "trained prompt vectors")
-    trials: int = _flag(_BUDGET, 16, "trials of the search, the documented default among them")
-    concurrency: int | None = _flag(
-        _BUDGET, None, "trials that train at once; without it, from the model and the machine"
-    )
-    steps: int = _flag(_TRIAL, 100, "optimizer steps of a full trial")
-    batch_size: int = _flag(_TRIAL, 8, "rows in a step")
-    max_length: int = _flag(_TRIAL, 48, "tokens of text in a row, without the prompt")
-    seed: int = _flag(_BUDGET, 0, "seed of the suggestions, the data order and the prompts")
-    device: str | None = _flag(
-        _MODEL, None, "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu"
-    )
-    dtype: str = _flag(_MODEL, "float32", "float32, bfloat16, float16 or float64")
-    address: str | None = _flag(
-        _RUN, None, "Ray cluster to join (host:port or auto); without it, Ray starts here"
-    )
-    out: Path | None = _flag(_RUN, None, "folder of the run; without it, runs/<date>-<time>")
-    trial: dict[str, Any] | None = _flag(
-        _TRIAL, None, "a config that runs second, after the default; best.yaml carries one"
-    )
-    scheduler: TrialScheduler = _flag(
-        _BUDGET, "asha", "Ray Tune's trial scheduler, which stops bad trials early"
-    )
-    sampler: Sampler = _flag(_BUDGET, "tpe", "Optuna's sampler, which suggests the configs")
-    time_budget: float | None = _flag(
-        _BUDGET, None, "stop after this long: seconds, or 10m, 2h", parse_duration_s
-    )
-    token_budget: int | None = _flag(
-        _BUDGET, None, "stop after this many tokens through the backbone: 5e6, 5M",
-        parse_token_count,
-    )  # fmt: skip
-    confirm: int = _flag(
-        _BUDGET, 3, "best configs that are trained again in full and judged on the test split"
-    )
-    confirm_seeds: int = _flag(_BUDGET, 3, "fresh seeds for each of them")
-    resume: Path | None = _flag(
-        _RUN, None, "folder of a run to go on with; with more --trials, also a finished one"
-    )
-    allow_changed_space: bool = _flag(
-        _RUN, False, "resume although space, model or data are not what the run began with"
-    )
-    storage: str | None = _flag(
-        _RUN, None, "Optuna storage URL; without it, the study is kept in the run's folder"
-    )
-    dry_run: bool = _flag(
-        _RUN, False, "print the space, sample configs and the cost, and start nothing"
-    )
-    hosts: int | None = _flag(
-        _RUN, None, "trial hosts, each with its copy of the model; without it, one per GPU or node"
-    )
-    quiet: bool = _flag(_RUN, False, "only the result")
-    verbose: bool = _flag(_RUN, False, "everything, the logs of Ray and Petals too")
+    space: str = "default"
+    task: Task = "classification"
+    train: str | None = None  # None: the built-in text of the task
+    valid: str | None = None  # None with `train` given: a tenth of it
+    test: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    model: str = "demo"
+    backbone: BackboneKind = "swarm"
+    peers: tuple[str, ...] = ()  # empty: a private swarm is started
+    tuning_mode: TuningMode = "ptune"
+    prompt_length: int = 8
+    trials: int = 16
+    concurrency: int | None = None  # None: from the model, the limits and the machine
+    steps: int = 100
+    batch_size: int = 8
+    max_length: int = 48  # tokens of text in one row, without the prompt
+    seed: int = 0
+    device: str | None = None  # None: cuda where there is one, else cpu
+    dtype: str = "float32"
+    address: str | None = None  # an existing Ray cluster
+    out: Path | None = None  # None: runs/<date>-<time>
+    trial: dict[str, Any] | None = None  # best.yaml's config: runs second, after the default
+    scheduler: TrialScheduler = "asha"
+    sampler: Sampler = "tpe"
+    time_budget: float | None = field(default=None, metadata={"parse": parse_duration_s})  # seconds
+    token_budget: int | None = field(default=None, metadata={"parse": parse_token_count})
+    confirm: int = 3  # the best configs that are trained again and judged on the test split
+    confirm_seeds: int = 3
+    resume: Path | None = None
+    allow_changed_space: bool = False
+    storage: str | None = None  # None: the study is kept in the run's folder
+    dry_run: bool = False
+    hosts: int | None = None  # trial hosts; None: one per GPU or node
+    quiet: bool = False
+    verbose: bool = False
 
     def base_trial(self) -> TrialConfig:
         """The documented default at this search's batch, prompt and length: trial 0, and what

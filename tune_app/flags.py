@@ -29,6 +29,60 @@ Flags win over the file, the file over the defaults. What a search found is such
 """
 
 
+# Group of --help -> field -> its text. A test holds it against the fields of SearchConfig.
+HELP = {
+    "what to search": {
+        "space": "a name in search_spaces/, a .yaml file, or Optuna define-by-run Python as "
+        "module:function or file.py:function",
+        "task": "what the model learns",
+    },
+    "data": {
+        "train": "training file: csv, tsv, jsonl, parquet or txt, a path or a URL that pandas "
+        "opens; without one, the built-in text of the task",
+        "valid": "validation file; without one, a tenth of --train",
+        "test": "test file, seen by no trial, only by --confirm",
+        "text_column": "column of the text in your files",
+        "label_column": "column of the label (classification)",
+    },
+    "model and swarm": {
+        "model": "demo, a model's folder, or its name on a hub (organisation/name)",
+        "backbone": "where the frozen blocks run: on Petals servers or in this process",
+        "peers": "multiaddresses of your own swarm; without any, a private swarm is started",
+        "device": "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu",
+        "dtype": "float32, bfloat16, float16 or float64",
+    },
+    "each trial": {
+        "tuning_mode": "prompts before the input, or deep ones in every block",
+        "prompt_length": "trained prompt vectors",
+        "steps": "optimizer steps of a full trial",
+        "batch_size": "rows in a step",
+        "max_length": "tokens of text in a row, without the prompt",
+    },
+    "how to search, and how long": {
+        "trials": "trials of the search, the documented default among them",
+        "time_budget": "stop after this long: seconds, or 10m, 2h",
+        "token_budget": "stop after this many tokens through the backbone: 5e6, 5M",
+        "concurrency": "trials that train at once; without it, from the model and the machine",
+        "sampler": "Optuna's sampler, which suggests the configs",
+        "scheduler": "Ray Tune's trial scheduler, which stops bad trials early",
+        "confirm": "best configs that are trained again in full and judged on the test split",
+        "confirm_seeds": "fresh seeds for each of them",
+        "seed": "seed of the suggestions, the data order and the prompts",
+    },
+    "the run": {
+        "out": "folder of the run; without it, runs/<date>-<time>",
+        "resume": "folder of a run to go on with; with more --trials, also a finished one",
+        "allow_changed_space": "resume although space, model or data are not as the run began",
+        "storage": "Optuna storage URL; without it, the study is kept in the run's folder",
+        "address": "Ray cluster to join (host:port or auto); without it, Ray starts here",
+        "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node",
+        "dry_run": "print the space, sample configs and the cost, and start nothing",
+        "quiet": "only the result",
+        "verbose": "everything, the logs of Ray and Petals too",
+    },
+}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)  # argparse would print the first mistake and exit
@@ -59,28 +113,22 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
     parser.add_argument(
         "--config", nargs="?", metavar="FILE", help="YAML file of these settings (best.yaml, say)"
     )
-    groups: dict[str, argparse._ArgumentGroup] = {}
     hints = typing.get_type_hints(SearchConfig)
-    for field in dataclasses.fields(SearchConfig):
-        if field.name == "trial":  # a mapping: only in YAML
-            continue
-        title = field.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        hint, text = hints[field.name], field.metadata["help"].replace("%", "%%")
-        if field.default is not None and field.default != () and hint is not bool:
-            text += f" (default: {field.default})"
-        if hint is bool:
-            action: Any = argparse.BooleanOptionalAction
-            groups[title].add_argument(flag_of(field.name), action=action, help=text)
-        elif hint == tuple[str, ...]:
-            groups[title].add_argument(
-                flag_of(field.name), nargs="*", action="extend", metavar="ADDRESS", help=text
-            )
-        else:  # nargs="?": a flag without its value is one mistake among others
-            groups[title].add_argument(
-                flag_of(field.name), nargs="?", metavar=_metavar(hint), help=text
-            )
+    defaults = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
+    for title, texts in HELP.items():
+        group = parser.add_argument_group(title)
+        for name, text in texts.items():
+            hint, default = hints[name], defaults[name]
+            if hint is bool:
+                group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
+                continue
+            if default is not None and default != ():
+                text += f" (default: {default})"
+            if hint == tuple[str, ...]:
+                options: dict[str, Any] = {"nargs": "*", "action": "extend", "metavar": "ADDRESS"}
+            else:  # a flag without its value is one mistake among others, hence optional here
+                options = {"nargs": "?", "metavar": _metavar(hint)}
+            group.add_argument(flag_of(name), help=text, **options)
     return parser
 
 

@@ -108,11 +108,9 @@ def _whole(number: float) -> int:
 
 
 def _to_str(value: Any) -> str:
-    # YAML reads an unquoted `text_column: 0` as a number and `no` as false; only the former is plain
+    # YAML reads an unquoted `text_column: 0` as a number, which is plain, and `no` as false
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(
-            f"must be text (in quotes, if it looks like something else), got {value!r}."
-        )
+        raise ValueError(f"must be text (in quotes, if YAML misreads it), got {value!r}.")
     return str(value)
 
 
