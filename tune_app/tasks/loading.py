@@ -50,7 +50,7 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
         elif config.train is None:
             splits[split] = splits[split].keep(_new_rows(split, splits))
         elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
-            notes.append(f"{repeated} {split} rows are training rows too")
+            notes.append(f"{repeated} {split} rows are in {' or '.join(_before(split))} too")
     empty = [split for split in SPLITS if not splits[split].tokens]
     if empty:
         raise ConfigError(
@@ -100,7 +100,7 @@ def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
         return
     mistakes = []
     if len(known) == 1:
-        mistakes.append(f"{config.train}: needs at least two classes, got only {known}")
+        mistakes.append(f"{config.train}: needs at least two classes, got {min(known)!r} only")
     for split in ("valid", "test"):
         strange = class_order(set(texts[split].labels or []) - known) if split in texts else ()
         if strange:
@@ -141,9 +141,13 @@ def _tokenise(
     return _Rows(tokens, part.labels).keep(kept)
 
 
+def _before(split: str) -> tuple[str, ...]:
+    return SPLITS[: SPLITS.index(split)]
+
+
 def _new_rows(split: str, splits: dict[str, _Rows]) -> list[int]:
-    """Rows of a split that training does not see (texts may be equal once they are cut)."""
-    seen = set(splits["train"].tokens)
+    """Rows that no split before this one has (different texts may be equal once they are cut)."""
+    seen = {row for earlier in _before(split) for row in splits[earlier].tokens}
     return [i for i, row in enumerate(splits[split].tokens) if row not in seen]
 
 

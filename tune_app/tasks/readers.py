@@ -171,7 +171,8 @@ def _columns(
         if given.isdigit() and int(given) < len(columns):
             return int(given)
         mistakes.append(
-            f"{path}: no column for {flag} {given!r}; {_shown(columns)}.{did_you_mean(given, columns)}"
+            f"{path}: no column for {flag} {given!r}; {_shown(columns)}."
+            f"{did_you_mean(given, columns)}"
         )
         return None
 
@@ -204,10 +205,10 @@ def _clean(
     texts = frame.iloc[:, text_at]
     if texts.isna().any():
         mistakes.append(f"{path}: the text is missing in {_rows(texts.isna())}")
-    elif not texts.map(lambda cell: isinstance(cell, str)).all():
+    elif strange := [cell for cell in texts if not isinstance(cell, str)]:
         mistakes.append(
             f"{path}: column {frame.columns[text_at]!r} must hold text, "
-            f"got {texts.iloc[0]!r}; {_shown(frame.columns)}"
+            f"got {strange[0]}; {_shown(frame.columns)}"
         )
     names = None
     if label_at is not None:
