@@ -82,7 +82,7 @@ def read_texts(
 def class_order(names: set[str]) -> tuple[str, ...]:
     """Class names by index: as numbers where all of them are, else alphabetically."""
     try:
-        return tuple(sorted(names, key=float))
+        return tuple(sorted(sorted(names), key=float))  # "1" and "1.0" too in a fixed order
     except ValueError:
         return tuple(sorted(names))
 
@@ -114,7 +114,7 @@ def _load(path: str, suffix: str) -> Any:
             import fsspec  # type: ignore[import-untyped]  # what pandas itself opens URLs with
 
             local = path if "://" in path else str(Path(path).expanduser())
-            with fsspec.open(local, "rt", encoding="utf-8", compression="infer") as file:
+            with fsspec.open(local, "rt", encoding="utf-8-sig", compression="infer") as file:
                 return file.read()
         if suffix == ".parquet":
             return pd.read_parquet(path)
