@@ -1,0 +1,186 @@
+"""Who shares a pack with whom: requests of many threads, filled into packs as they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tune_app.backbones import Backbone
+from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
+
+# How long a pack waits for rows that may still come: for the next one, and in all as a share of
+# what a pack takes. Long enough for a trial to do its optimizer step, too short to be noticed.
+_LINGER_S = 0.004
+_LINGER_SHARE = 0.2
+
+
+def run_alone(backbone: Backbone, request: Request) -> Answer:
+    """The request by itself, in this thread. Raises what it meets."""
+    total = Answer()
+    for parts in plan([(request.rows, request.row_tokens)], backbone.limits.tokens_per_pack):
+        for answer in run_parts(backbone, [request], parts):
+            if isinstance(answer, Exception):
+                raise answer
+            total.add(answer)
+    return total
+
+
+@dataclass
+class PackCounters:
+    """What a packer has done; sums, from which rates follow."""
+
+    packs: int = 0
+    rows: int = 0
+    tokens: int = 0  # without padding
+    padded_tokens: int = 0  # that the blocks computed
+    busy_s: float = 0.0  # summed over the packs in flight
+    train_rows: int = 0
+    row_slots: int = 0  # rows that would have fitted into the same packs
+
+
+class _Pending:
+    """A submitted request: its answer so far and how many of its rows are still out."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.future = request, Future()
+        self.answer, self.rows_out = Answer(), request.rows
+
+    def add(self, part: Part, result: Answer | Exception) -> None:
+        if self.future.done():
+            return  # another part of it has failed
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+            return
+        self.answer.add(result)
+        self.rows_out -= len(part)
+        if not self.rows_out:
+            self.future.set_result(self.answer)
+
+
+class Packer:
+    """Runs the requests of concurrent trials in shared packs, several packs at once on a swarm.
+
+    A thread that trains calls `run` (it waits for the answer) between `with packer.member():`, so
+    that the packer knows how many requests are worth waiting for.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.counters = backbone, PackCounters()
+        self._limits = backbone.limits
+        self._waiting: deque[_Pending] = deque()
+        self._members = 0  # threads that may submit a request at any moment
+        self._running = 0  # requests of theirs that are being computed
+        self._pack_s = 0.0  # how long a pack has taken lately
+        self._changed = threading.Condition()
+        self._closed = False
+        self._workers = [
+            threading.Thread(target=self._work, name=f"pack-{i}", daemon=True)
+            for i in range(self._limits.packs_in_flight)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def run(self, request: Request) -> Answer:
+        """The request's answer, as if it had been run alone. Raises its own failure only."""
+        pending = _Pending(request)
+        with self._changed:
+            self._waiting.append(pending)
+            self._changed.notify_all()
+        return pending.future.result()
+
+    @contextmanager
+    def member(self) -> Iterator[None]:
+        with self._changed:
+            self._members += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._members -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self) -> None:
+        while (chosen := self._take()) is not None:
+            requests = [pending.request for pending in chosen]
+            began = time.monotonic()
+            sizes = [(request.rows, request.row_tokens) for request in requests]
+            for parts in plan(sizes, self._limits.tokens_per_pack):
+                results = run_parts(self.backbone, requests, parts)
+                with self._changed:
+                    self._count(requests, parts)
+                for part, result in zip(parts, results, strict=True):
+                    chosen[part.request].add(part, result)
+            with self._changed:
+                self._running -= len(chosen)
+                took = time.monotonic() - began
+                self.counters.busy_s += took
+                self._pack_s = took if not self._pack_s else 0.8 * self._pack_s + 0.2 * took
+
+    def _take(self) -> list[_Pending] | None:
+        """The requests of the next pack; None once closed.
+
+        Waits until its share of the members has submitted, but never long for a straggler.
+        """
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            latest = time.monotonic() + max(_LINGER_S, _LINGER_SHARE * self._pack_s)
+            while True:
+                share = -(-self._members // self._limits.packs_in_flight)
+                come = len(self._waiting)
+                if come >= share or come + self._running >= self._members or self._closed:
+                    break
+                left = latest - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, _LINGER_S))
+                if not self._waiting:  # another worker has taken them
+                    return []
+                if len(self._waiting) == come and left > _LINGER_S:
+                    latest = time.monotonic() + _LINGER_S  # nobody came: one more chance
+            return self._choose()
+
+    def _choose(self) -> list[_Pending]:
+        """Oldest first, all alike in wanting gradients, up to the tokens of one pack."""
+        chosen: list[_Pending] = []
+        kept: deque[_Pending] = deque()
+        rows = width = 0
+        for pending in self._waiting:
+            request = pending.request
+            wider = max(width, request.row_tokens)
+            fits = (rows + request.rows) * wider <= self._limits.tokens_per_pack
+            alike = not chosen or chosen[0].request.needs_grad == request.needs_grad
+            if alike and (fits or not chosen):
+                chosen.append(pending)
+                rows, width = rows + request.rows, wider
+            else:
+                kept.append(pending)
+        self._waiting = kept
+        self._running += len(chosen)
+        return chosen
+
+    def _count(self, requests: list[Request], parts: list[Part]) -> None:
+        counters = self.counters
+        rows = sum(map(len, parts))
+        width = max(requests[part.request].row_tokens for part in parts)
+        counters.packs += 1
+        counters.rows += rows
+        counters.padded_tokens += rows * width
+        counters.tokens += sum(len(part) * requests[part.request].row_tokens for part in parts)
+        counters.row_slots += max(rows, self._limits.tokens_per_pack // width)
+        if requests[parts[0].request].needs_grad:
+            counters.train_rows += rows

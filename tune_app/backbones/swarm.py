@@ -1,0 +1,143 @@
+"""The blocks on a Petals swarm, reached through Petals' own client.
+
+Embeddings, final norm and head are small and run in this process, in the swarm's dtype.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tune_app.petals_compat  # noqa: F401, I001 (first: it makes petals importable)
+import torch
+from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
+from petals import AutoDistributedModelForCausalLM
+from petals.client.sequential_autograd import MAX_TOKENS_IN_BATCH
+
+from tune_app.backbones import BackboneUnavailable, PackLimits, Traffic
+
+# Petals waits for ever and asks for new servers once a minute; a search should rather go on with
+# the servers that are left, and fail with a reason when there is none.
+_CLIENT = {
+    "max_retries": 6,
+    "min_backoff": 0.5,
+    "max_backoff": 8,
+    "request_timeout": 60,
+    "update_period": 5,
+    "ban_timeout": 5,
+    "show_route": False,
+    "daemon_startup_timeout": 20,
+}
+CONNECT_TIMEOUT_S = 25.0
+
+
+class SwarmBackbone:
+    """Backbone over `AutoDistributedModelForCausalLM`; see the protocol.
+
+    Raises BackboneUnavailable where the peers do not answer or do not serve every block.
+    """
+
+    def __init__(
+        self, model: str | Path, *, peers: Sequence[str], dht_prefix: str | None, dtype: str
+    ) -> None:
+        self.dtype, self.device = getattr(torch, dtype), torch.device("cpu")
+        try:
+            self._model = AutoDistributedModelForCausalLM.from_pretrained(
+                str(model),
+                initial_peers=list(peers),
+                dht_prefix=dht_prefix,
+                torch_dtype=self.dtype,
+                **_CLIENT,
+            )
+        except Exception as error:  # hivemind raises several unrelated types here
+            raise BackboneUnavailable(f"no peer answers at {', '.join(peers)}: {error}") from error
+        self._model.requires_grad_(False)
+        self._base = self._model.transformer
+        self._sequence = self._base.h
+        self._manager = self._sequence.sequence_manager
+        self.hidden_size = self._model.config.hidden_size
+        self.num_blocks = self._model.config.num_hidden_layers
+        self.traffic = Traffic()
+        self._count_traffic()
+        self._wait_until_served()
+        # A request of the client carries at most MAX_TOKENS_IN_BATCH tokens whatever the pack's
+        # size; larger packs only make everybody wait longer for their part of it.
+        self.limits = PackLimits(tokens_per_pack=MAX_TOKENS_IN_BATCH, packs_in_flight=2)
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        return self._base.word_embeddings(tokens_BT)
+
+    def blocks(self, embeds_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None) -> torch.Tensor:
+        hidden_BSH = self._base.word_embeddings_layernorm(embeds_BSH)
+        return self._base.ln_f(_RemoteBlocks.apply(hidden_BSH, deep_LBPH, self._sequence))
+
+    def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self._model.lm_head(hidden_BTH)
+
+    def close(self) -> None:
+        # In this order, or hivemind complains about a closed event loop at interpreter exit.
+        self._manager.shutdown()
+        RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
+        self._manager.dht.shutdown()
+
+    def _count_traffic(self) -> None:
+        """Counts what the client asks of servers: its manager hears of each answer and failure."""
+        succeeded, failed = self._manager.on_request_success, self._manager.on_request_failure
+
+        def on_success(peer_id):
+            self.traffic.requests += 1
+            succeeded(peer_id)
+
+        def on_failure(peer_id):
+            self.traffic.requests += 1
+            self.traffic.retries += 1
+            failed(peer_id)
+
+        self._manager.on_request_success = on_success
+        self._manager.on_request_failure = on_failure
+
+    def _wait_until_served(self) -> None:
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            try:
+                self._manager.make_sequence(0, self.num_blocks, mode="max_throughput")
+                self._manager.rpc_info  # noqa: B018 (asks a server once; a lazy property)
+                return
+            except Exception as error:
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise BackboneUnavailable(
+                        f"the swarm does not serve all {self.num_blocks} blocks of "
+                        f"{self._model.config.dht_prefix!r}: {error}"
+                    ) from error
+                time.sleep(0.5)
+
+
+class _RemoteBlocks(torch.autograd.Function):
+    """Petals' autograd function, with its failures told apart from a trial's own.
+
+    Petals raises whatever the last attempt met; after its retries all of it means the same.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_BSH, deep_LBPH, sequence):
+        ctx.inner_inputs = (
+            hidden_BSH.detach().requires_grad_(),
+            None if deep_LBPH is None else deep_LBPH.detach().requires_grad_(),
+        )
+        try:
+            with torch.enable_grad():
+                ctx.inner_output = sequence(ctx.inner_inputs[0], prompts=ctx.inner_inputs[1])
+        except Exception as error:
+            raise BackboneUnavailable(f"no server answered the forward pass: {error!r}") from error
+        return ctx.inner_output.detach()
+
+    @staticmethod
+    def backward(ctx, grad_BSH):
+        inputs = [tensor for tensor in ctx.inner_inputs if tensor is not None]
+        try:
+            grads = torch.autograd.grad(ctx.inner_output, inputs, grad_BSH)
+        except Exception as error:
+            raise BackboneUnavailable(f"no server answered the backward pass: {error!r}") from error
+        return grads[0], grads[1] if len(grads) == 2 else None, None

@@ -1,0 +1,60 @@
+"""AdamW over what requires a gradient, and transformers' learning-rate schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from transformers import get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
+
+from tune_app.config import SCHEDULER_ARGUMENTS, TrialConfig
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: TrialConfig
+) -> torch.optim.AdamW:
+    """AdamW over the parameters with `requires_grad`.
+
+    Raises ValueError where there is none: such a run would train nothing and say nothing.
+    """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "an optimizer needs at least one parameter with requires_grad, received none; "
+            "is the prompt frozen?"
+        )
+    return torch.optim.AdamW(
+        trainable,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        amsgrad=config.amsgrad,
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrialConfig
+) -> LRScheduler | ReduceLROnPlateau:
+    """The schedule of `config.scheduler` over `config.steps` steps.
+
+    `get_scheduler` of transformers 4.34 passes on neither num_cycles nor power, so a schedule with
+    arguments of its own is built by the function that get_scheduler would call.
+    """
+    own = {
+        name: value
+        for name in SCHEDULER_ARGUMENTS[config.scheduler]
+        if (value := getattr(config, name)) is not None
+    }
+    if config.scheduler == "reduce_lr_on_plateau":
+        return ReduceLROnPlateau(optimizer, **own)
+    warmup = config.num_warmup_steps()
+    if not own:
+        return get_scheduler(config.scheduler, optimizer, warmup, config.steps)
+    build = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(config.scheduler)]
+    if config.scheduler == "inverse_sqrt":
+        return build(optimizer, warmup, **own)
+    return build(optimizer, warmup, config.steps, **own)

@@ -1,0 +1,162 @@
+"""The training loop of one trial: plain PyTorch, runs in a debugger, reports to a callback."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from tune_app.config import TrialConfig
+from tune_app.optim import build_optimizer, build_scheduler
+from tune_app.prompts import Evaluation, PromptTunedModel
+from tune_app.tasks import Batch, DataOrder, Dataset, TaskData
+
+# Evaluations of a run, at even intervals: enough for early stopping to act on and for a curve.
+EVALUATIONS = 5
+# Validation rows that an evaluation during training uses at most; the final test uses all rows.
+EVALUATION_ROWS = 128
+# A loss this many times the first one has exploded, whatever it does later.
+EXPLODED = 10.0
+# What a diverged trial counts as, relative to the loss before training: finite, so that the
+# sampler learns from it, and worse than any run that still trains.
+PENALTY = 2.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial says after an evaluation."""
+
+    step: int
+    train_loss: float  # mean over the steps since the last report
+    eval_loss: float
+    objective: float  # eval_loss, or a finite penalty where the trial diverged
+    learning_rate: float  # that the last step used
+    tokens: int  # through the backbone in training so far, prompts included, padding not
+    seconds: float  # of training so far, evaluations included
+    metric: dict[str, float]  # accuracy or perplexity
+    diverged: bool = False
+
+
+class Stopped(Exception):
+    """Raised by a report callback to end the run early."""
+
+
+def evaluation_steps(steps: int) -> list[int]:
+    """The steps after which a run of `steps` is evaluated: even intervals, the last one included.
+
+    >>> evaluation_steps(60)
+    [12, 24, 36, 48, 60]
+    """
+    count = min(EVALUATIONS, steps)
+    return [round(steps * (i + 1) / count) for i in range(count)]
+
+
+def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
+    """The first `most` rows (None: all) of a split, the shortest ones together."""
+    rows = len(data) if most is None else min(most, len(data))
+    return [
+        data.batch(range(start, min(start + batch_size, rows)))
+        for start in range(0, rows, batch_size)
+    ]
+
+
+class TrainingRun:
+    """Model, optimizer, schedule and position in the data: all that a checkpoint has to hold."""
+
+    def __init__(self, model: PromptTunedModel, data: TaskData, config: TrialConfig) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.optimizer = build_optimizer(model.parameters(), config)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        self.order = DataOrder(len(data.train), config.batch_size, config.seed)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.first_loss: float | None = None
+
+    def train(self, report: Callable[[Report], None]) -> None:
+        """Trains from where the run stands to its last step; ends early where it diverges.
+
+        `report` is called after every evaluation, when `state()` is consistent.
+        """
+        began = time.monotonic() - self.seconds
+        evaluations = evaluation_steps(self.config.steps)
+        valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
+        losses: list[float] = []
+        while self.step < self.config.steps:
+            batch = self.data.train.batch(self.order.indices(self.step))
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            losses.append(self._train_step(batch))
+            diverged = self._has_diverged(losses[-1])
+            if self.step in evaluations or diverged:
+                evaluation = self.model.evaluate(valid)
+                diverged = diverged or self._has_diverged(evaluation.loss)
+                if isinstance(self.scheduler, ReduceLROnPlateau) and not diverged:
+                    self.scheduler.step(evaluation.loss)
+                self.seconds = time.monotonic() - began
+                report(self._report(losses, evaluation, learning_rate, diverged))
+                losses = []
+            if diverged:
+                return
+
+    def _train_step(self, batch: Batch) -> float:
+        loss = self.model(batch)
+        loss.backward()
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens += int(batch.lengths_B.sum()) + len(batch.lengths_B) * self.config.prompt_length
+        return loss.item()
+
+    def _has_diverged(self, loss: float) -> bool:
+        if self.first_loss is None and math.isfinite(loss):
+            self.first_loss = loss
+        return not math.isfinite(loss) or loss > EXPLODED * self.first_loss
+
+    def _report(
+        self, losses: list[float], evaluation: Evaluation, learning_rate: float, diverged: bool
+    ) -> Report:
+        penalty = PENALTY * (self.first_loss or 1.0)
+        return Report(
+            step=self.step,
+            train_loss=sum(losses) / len(losses),
+            eval_loss=evaluation.loss,
+            objective=penalty if diverged else evaluation.loss,
+            learning_rate=learning_rate,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            metric=evaluation.metric,
+            diverged=diverged,
+        )
+
+    def state(self) -> bytes:
+        """A checkpoint: what trains, optimizer, schedule, position. No frozen weight."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "first_loss": self.first_loss,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def load_state(self, checkpoint: bytes) -> None:
+        """Goes on from `state()`: the losses are those of a run that was never interrupted."""
+        state = torch.load(
+            io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
+        )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.first_loss = state["first_loss"]
