@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune_app.run_dir import RunDir, RunInUse, Status
+from tune_app.config import ConfigError
+from tune_app.run_dir import RunDir, Status
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(run: RunDir, monkeypatch: pytest
 
 _HOLD = """
 import sys, time
+from tune_app.config import ConfigError
 from tune_app.run_dir import RunDir
 with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
@@ -122,7 +124,7 @@ def test_a_run_has_one_owner_until_it_ends_or_is_killed(run: RunDir):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert run.in_use()
-        with pytest.raises(RunInUse, match=rf"command \(process {holder.pid}\)"), run.lock():
+        with pytest.raises(ConfigError, match=rf"command \(process {holder.pid}\)"), run.lock():
             pass
     finally:
         holder.send_signal(signal.SIGKILL)
@@ -130,7 +132,7 @@ def test_a_run_has_one_owner_until_it_ends_or_is_killed(run: RunDir):
     assert not run.in_use()
     with run.lock():
         assert run.in_use()
-        with pytest.raises(RunInUse, match="this process"), run.lock():
+        with pytest.raises(ConfigError, match="this process"), run.lock():
             pass
         assert run.in_use()
     assert not run.in_use()

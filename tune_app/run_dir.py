@@ -24,6 +24,8 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from tune_app.config import ConfigError
+
 
 class Status(StrEnum):
     """How a trial stands. The first four are written as `trial_ended`, the others are concluded."""
@@ -34,10 +36,6 @@ class Status(StrEnum):
     FAILED = "failed"
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # started, never ended, and nobody is working on it any more
-
-
-class RunInUse(ValueError):
-    """Another command works on this run directory."""
 
 
 _locked_here: set[Path] = set()  # runs that this process holds the lock of
@@ -124,19 +122,19 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Holds the run for this process; the kernel lets go when the process dies, however.
 
-        Raises RunInUse while another process holds it. A POSIX record lock rather than flock:
+        Raises ConfigError while another process holds it. A POSIX record lock rather than flock:
         children that a command forks (swarm servers) must not keep the run after it.
         """
         self.create()
         if self.path in _locked_here:
-            raise RunInUse(f"{self.path} is already in use by this process")
+            raise ConfigError(f"{self.path} is already in use by this process")
         with open(self.lock_file, "a+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
-                raise RunInUse(
+                raise ConfigError(
                     f"{self.path} is in use by another command (process {owner}); "
                     "wait until it has ended, stop it, or choose another --out"
                 ) from None

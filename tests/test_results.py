@@ -1,0 +1,327 @@
+"""Results: every trial a row, the right winner, a plain answer, whatever became of the run."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from synthetic_runs import write_run
+
+from tune_app.config import TrialConfig
+from tune_app.results import load, summary, write_tables
+from tune_app.results.confirmation import confirmation
+from tune_app.results.importance import MIN_TRIALS, importance
+from tune_app.results.words import count, duration, number, verdict
+from tune_app.run_dir import RunDir, Status
+
+SHAPES = {
+    "usual": {},
+    "one": {"trials": 1},
+    "none": {"trials": 0},
+    "diverged": {"trials": 8, "diverge": 1.0},
+    "died": {"trials": 12, "ended": False},
+    "confirmed": {"trials": 30, "confirm_seeds": 3},
+    "causal-lm": {"task": "causal-lm"},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return write_run(tmp_path / "run", trials=24)
+
+
+def _report(run: RunDir, trial: int, step: int, loss: float | None, **more: object) -> None:
+    run.append_event({"event": "report", "trial": trial, "step": step, "eval_loss": loss, **more})
+
+
+def _start(run: RunDir, trial: int, origin: str = "suggested", **config: object) -> None:
+    event = {"event": "trial_started", "trial": trial, "origin": origin}
+    run.append_event({**event, "config": config})
+
+
+def _end(run: RunDir, trial: int, status: str = "finished", reason: str = "") -> None:
+    event = {"event": "trial_ended", "trial": trial, "status": status}
+    run.append_event({**event, "reason": reason})
+
+
+def test_every_trial_has_a_row_with_its_whole_config_and_final_figures(run: RunDir):
+    results = load(run)
+    assert sorted(results.trials["trial"]) == list(range(24))
+    assert {field.name for field in fields(TrialConfig)} <= set(results.trials)
+    events = run.events()
+    for row in results.trials.itertuples():
+        last = [e for e in events if e["event"] == "report" and e["trial"] == row.trial][-1]
+        assert row.step == last["step"]
+        assert row.tokens == last["tokens"]
+        expected = math.nan if last["eval_loss"] is None else last["eval_loss"]
+        np.testing.assert_equal(row.eval_loss, expected)
+    assert len(results.history) == sum(event["event"] == "report" for event in events)
+
+
+def test_best_first_and_only_finished_trials_win(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    ends = [
+        (0, 2.0, "finished"),
+        (1, 1.2, "stopped"),
+        (2, None, "diverged"),
+        (3, 1.5, "finished"),
+        (4, 1.1, "failed"),
+        (5, None, "finished"),  # finished without a finite loss: it cannot win
+    ]
+    for trial, loss, status in ends:
+        _start(run, trial, lr=0.1)
+        _report(run, trial, 10, loss)
+        _end(run, trial, status, "why")
+    results = load(run)
+    assert list(results.trials["trial"]) == [3, 0, 5, 1, 2, 4]
+    assert results.best is not None
+    assert results.best["trial"] == 3
+    assert results.counts[Status.FINISHED] == 3
+
+
+def test_a_trial_that_went_on_from_a_checkpoint_counts_once(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    _start(run, 1, lr=0.1)
+    for step, loss in ((10, 2.0), (20, 1.9), (30, 1.0)):
+        _report(run, 1, step, loss)
+    _end(run, 1, "failed", "server gone")
+    _start(run, 1, lr=0.1)
+    _report(run, 1, 20, 1.8)
+    history = load(run).history
+    assert list(history["step"]) == [10, 20]  # step 30 belongs to the life that was lost
+    assert list(history["eval_loss"]) == [2.0, 1.8]
+    assert list(load(run).trials["status"]) == [Status.INTERRUPTED]
+    with run.lock():
+        assert list(load(run).trials["status"]) == [Status.RUNNING]
+        run.append_event({"event": "search_ended", "reason": "done"})
+        assert list(load(run).trials["status"]) == [Status.INTERRUPTED]
+        run.append_event({"event": "search_resumed"})
+        assert list(load(run).trials["status"]) == [Status.RUNNING]
+
+
+def test_pauses_do_not_count_as_time(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    clock = [("search_started", 0), ("x", 60), ("search_resumed", 5000), ("search_ended", 5030)]
+    for name, time in clock:
+        run.append_event({"event": name, "time": 1e9 + time})
+    assert load(run).seconds == 90
+
+
+def test_the_confirmation_pairs_by_seed_and_decides_the_winner(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    for trial, loss in ((0, 2.0), (1, 1.5), (2, 1.6)):
+        _start(run, trial, lr=0.1, seed=trial)
+        _report(run, trial, 10, loss, accuracy=0.5)
+        _end(run, trial)
+    runs = [
+        (0, 7, 2.0),
+        (0, 8, 2.4),
+        (0, 9, 2.2),
+        (1, 9, 2.25),
+        (1, 7, 2.02),
+        (1, 8, 2.42),
+        (2, 8, 2.3),
+        (2, 9, 2.08),
+        (2, 7, 1.91),
+    ]
+    for number_, (of, seed, loss) in enumerate(runs, start=3):
+        event = {"event": "trial_started", "trial": number_, "origin": "confirm", "of": of}
+        run.append_event(event | {"config": {"lr": 0.1, "seed": seed}})
+        _report(run, number_, 10, 1.0, test_loss=loss, test_accuracy=0.25)
+        _end(run, number_)
+    results = load(run)
+    assert list(results.confirm["trial"]) == [2, 0, 1]
+    winner = results.confirm.iloc[0]
+    assert winner["mean"] == pytest.approx(np.mean([2.3, 2.08, 1.91]))
+    assert winner["spread"] == pytest.approx(np.std([2.3, 2.08, 1.91], ddof=1))
+    differences = np.array([1.91 - 2.0, 2.3 - 2.4, 2.08 - 2.2])
+    assert winner["difference"] == pytest.approx(differences.mean())
+    # t(0.975, 2 degrees of freedom) = 4.303, from any table
+    half = 4.303 * differences.std(ddof=1) / math.sqrt(3)
+    assert winner["high"] == pytest.approx(differences.mean() + half, abs=1e-4)
+    assert winner["pairs"] == 3
+    assert results.best is not None
+    assert results.best["trial"] == 2  # although trial 1 was ahead in the search
+    assert verdict(results).kind == "proven"
+    assert "3 fresh seeds" in verdict(results).sentence
+    assert len(results.searched) == 3  # confirmation runs are no trials of the search
+
+
+def test_a_config_that_fails_with_a_seed_cannot_be_confirmed_best():
+    rows = [
+        {"of": of, "seed": seed, "status": status, "test_loss": loss}
+        for of, seed, status, loss in (
+            (0, 1, Status.FINISHED, 2.0),
+            (0, 2, Status.FINISHED, 2.0),
+            (5, 1, Status.FINISHED, 1.0),
+            (5, 2, Status.DIVERGED, math.nan),
+        )
+    ]
+    table = confirmation(pd.DataFrame(rows).assign(origin="confirm", accuracy=0.5), "accuracy")
+    assert list(table["trial"]) == [0, 5]
+    assert list(table["failed"]) == [0, 1]
+
+
+def test_no_better_than_the_default_is_said(tmp_path: Path):
+    flat = load(write_run(tmp_path / "flat", gain=0, confirm_seeds=3, diverge=0))
+    assert verdict(flat).headline == "No better than the default"
+    steep = load(write_run(tmp_path / "steep", trials=30, confirm_seeds=3))
+    assert verdict(steep).kind == "proven"
+
+
+def test_the_answer_names_what_it_rests_on(run: RunDir):
+    found = verdict(load(run))
+    assert found.kind == "likely"
+    assert "one seed" in found.sentence
+    run = RunDir(run.path.parent / "other").create()
+    _start(run, 0, "default", lr=1e-3)
+    _end(run, 0, "diverged", "nan")
+    _start(run, 1, lr=1e-2)
+    _report(run, 1, 10, 1.5)
+    _end(run, 1)
+    assert "default diverged" in verdict(load(run)).sentence
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_the_summary_works_for_every_run_and_keeps_to_the_width(
+    tmp_path: Path, shape: str, width: int
+):
+    run = write_run(tmp_path / "r", **SHAPES[shape])  # type: ignore[arg-type]
+    text = summary(write_tables(run), width)
+    assert "nan" not in text.replace("eval_loss is nan", "").lower()
+    assert "<NA>" not in text
+    commands = ("In /", "See:", "Use the", "Train it", "Search on:", "Go on:")
+    for line in text.splitlines():
+        assert len(line) <= width or line.startswith(commands), line
+
+
+def test_an_empty_folder_and_a_lone_broken_file_still_open(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    assert "No trial was started" in summary(load(run))
+    run.events_jsonl.write_bytes(b'{"event": "trial_star')
+    run.search_yaml.write_text("{broken: [")
+    run.study_db.write_bytes(b"SQLite format 3\x00 cut off")
+    assert load(write_tables(run).run).trials.empty
+
+
+def test_long_searches_are_cut_and_failures_explained(tmp_path: Path):
+    run = write_run(tmp_path / "run", trials=100)
+    text = summary(load(run), 120)
+    assert "… 70 more in trials.csv" in text
+    assert "Trial 11 failed: RuntimeError: no server holds blocks 2:4" in text
+    assert len(text.splitlines()) < 75
+
+
+def test_tables_hold_what_the_frames_hold(run: RunDir):
+    results = write_tables(run)
+    trials = pd.read_csv(run.trials_csv)
+    assert list(trials["trial"]) == list(results.trials["trial"])
+    np.testing.assert_array_equal(trials["eval_loss"], results.trials["eval_loss"].astype(float))
+    assert len(pd.read_csv(run.history_csv)) == len(results.history)
+    best = yaml.safe_load(run.best_yaml.read_text())
+    assert best["task"] == "classification"
+    assert "out" not in best  # a second search must not write into this run
+    assert results.best is not None
+    assert best["trial"] == results.configs[int(results.best["trial"])]
+    assert TrialConfig(**best["trial"]).lr == results.best["lr"]
+
+
+def _study(run: RunDir, trials: int) -> None:
+    """lr decides, weight_decay does nothing, num_cycles exists in every third trial."""
+
+    def objective(trial: optuna.Trial) -> float:
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        trial.suggest_float("weight_decay", 1e-5, 1e-1, log=True)
+        if trial.suggest_categorical("scheduler", ["linear", "cosine", "restarts"]) == "restarts":
+            trial.suggest_int("num_cycles", 1, 8)
+        return abs(math.log10(lr) + 2)
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        study_name="tune_app",
+        storage=f"sqlite:///{run.study_db}",
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+    study.optimize(objective, n_trials=trials)
+
+
+def test_importance_finds_what_mattered_and_says_what_it_rests_on(run: RunDir):
+    assert importance(load(run)).empty  # no study
+    _study(run, MIN_TRIALS + 20)
+    table = importance(load(run))
+    assert table["parameter"].iloc[0] == "lr"
+    assert table["importance"].iloc[0] > 0.5
+    assert table["importance"].sum() == pytest.approx(1)
+    trials = table.set_index("parameter")["trials"]
+    assert trials["lr"] == MIN_TRIALS + 20
+    assert "num_cycles" not in trials  # held by fewer than MIN_TRIALS
+    write_tables(run)
+    assert list(pd.read_csv(run.importance_csv)["parameter"]) == list(table["parameter"])
+    assert "importance (PED-ANOVA)" in summary(load(run))
+
+
+def test_importance_covers_conditional_parameters_once_enough_trials_held_them(run: RunDir):
+    _study(run, 90)
+    assert "num_cycles" in set(importance(load(run))["parameter"])
+
+
+def test_importance_is_silent_with_too_few_trials(run: RunDir):
+    _study(run, MIN_TRIALS - 1)
+    assert importance(load(run)).empty
+    assert f"shown from {MIN_TRIALS} complete trials" in summary(load(run)).replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "text"),
+    [
+        (0.012, "lr", "1.2e-2"),
+        (0.001, "lr", "1e-3"),
+        (0, "weight_decay", "0"),
+        (1.7421, "eval_loss", "1.742"),
+        (16.9, "eval_loss", "16.900"),
+        (math.nan, "eval_loss", "\N{EN DASH}"),
+        (None, "num_cycles", "\N{EN DASH}"),
+        (pd.NA, "step", "\N{EN DASH}"),
+        (4.0, "num_cycles", "4"),
+        (0.5, "num_cycles", "0.5"),
+        (True, "amsgrad", "yes"),
+        (78.1234, "perplexity", "78.12"),
+        ("cosine", "scheduler", "cosine"),
+    ],
+)
+def test_numbers_read_well(value: object, name: str, text: str):
+    assert number(value, name) == text
+
+
+def test_amounts_read_well():
+    assert [count(n) for n in (940, 12_340, 4_100_000)] == ["940", "12.3 k", "4.1 M"]
+    assert [duration(s) for s in (8.44, 185, 8040)] == ["8.4 s", "3 min 5 s", "2 h 14 min"]
+
+
+def test_results_import_neither_torch_nor_ray():
+    code = (
+        "import sys, tune_app.results;"
+        "print({'torch', 'transformers', 'ray', 'petals'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_a_csv_keeps_its_shape_when_texts_hold_commas_quotes_and_line_breaks(run: RunDir):
+    _start(run, 99, lr=0.1)
+    _end(run, 99, "failed", 'a, "b"\n<script>alert(1)</script>')
+    write_tables(run)
+    table = pd.read_csv(io.StringIO(run.trials_csv.read_text()))
+    row = table[table["trial"] == 99].iloc[0]
+    assert row["reason"] == 'a, "b"\n<script>alert(1)</script>'
+    assert 'Trial 99 failed: a, "b"\n' in summary(load(run))

@@ -1,0 +1,202 @@
+"""Numbers and findings in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from tune_app.results.frames import Results
+from tune_app.run_dir import Status
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+# Searched over orders of magnitude, so read as powers of ten.
+LOGARITHMIC = ("lr", "weight_decay", "eps", "lr_end")
+
+
+def number(value: Any, name: str = "") -> str:
+    """A value as people write it: 1.2e-2 for a learning rate, three decimals for a loss."""
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return DASH
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return "yes" if value else "no"
+    value = float(value)
+    if value == 0:
+        return "0"
+    if name in LOGARITHMIC or abs(value) < 1e-3 or abs(value) >= 1e7:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if name.endswith(("loss", "accuracy")):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    if name.endswith("perplexity"):
+        return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+    if value == int(value):
+        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def signed(value: float) -> str:
+    """A difference of losses with its sign."""
+    return f"{MINUS if value < 0 else '+'}{abs(value):.3f}"
+
+
+def count(amount: float) -> str:
+    """A large count in short: 940, 12.3 k, 4.1 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(amount) >= limit:
+            return f"{amount / (1e3 if unit == ' k' else limit):.3g}{unit}"
+    return f"{amount:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 8.4 s, 3 min 5 s or 2 h 14 min."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def plural(amount: int, noun: str) -> str:
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
+
+
+def standing(results: Results) -> str:
+    """How many trials stand how: `12 finished, 2 stopped, 2 diverged`."""
+    return ", ".join(f"{amount} {status}" for status, amount in results.counts.items())
+
+
+def figures(row: pd.Series, metric: str) -> str:
+    """`loss 1.742, accuracy 0.413` of a trial's last report."""
+    text = f"loss {number(row['eval_loss'], 'loss')}"
+    value = row.get(metric)
+    return text if value is None or pd.isna(value) else f"{text}, {metric} {number(value, metric)}"
+
+
+def sampled_values(row: pd.Series, results: Results) -> str:
+    """`lr 1.2e-2, scheduler cosine`: what the search chose for a trial."""
+    values = ((name, row[name]) for name in results.sampled)
+    return ", ".join(f"{name} {number(value, name)}" for name, value in values if pd.notna(value))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the best config is better than the documented default.
+
+    proven: a confirmation's 95 % interval lies below zero. likely: lower in the search, where each
+    config had one seed. no: not better, by either. open: nothing to compare yet.
+    """
+
+    kind: Literal["proven", "likely", "no", "open"]
+    headline: str
+    sentence: str
+
+
+def verdict(results: Results) -> Verdict:
+    """The answer of the run in one plain sentence."""
+    best, default = results.best, results.default
+    if best is None:
+        return _nothing_finished(results)
+    if len(results.confirm) > 1:
+        confirmed = _confirmed(results, int(best["trial"]))
+        if confirmed is not None:
+            return confirmed
+    is_default = best["trial"] == 0
+    others = len(results.finished) - 1
+    if is_default and others == 0:
+        return Verdict(
+            "open",
+            "Only the documented default has finished",
+            f"It reaches {figures(best, results.metric)}; there is nothing to compare it with yet.",
+        )
+    if is_default:
+        return Verdict(
+            "no",
+            "No better than the default",
+            f"The documented default reaches {figures(best, results.metric)}; "
+            f"none of {plural(others, 'other finished trial')} did better.",
+        )
+    trial = f"Trial {best['trial']}"
+    if default is None or default["status"] != Status.FINISHED or pd.isna(default["eval_loss"]):
+        state = "has not run" if default is None else f"is {default['status']}"
+        if default is not None and default["status"] in (Status.DIVERGED, Status.FAILED):
+            state = str(default["status"])
+        return Verdict(
+            "open",
+            f"{trial} is best so far" if results.running else f"{trial} is best",
+            f"{trial} reaches {figures(best, results.metric)}; "
+            f"the documented default {state}, so there is no figure to compare with.",
+        )
+    difference = best["eval_loss"] - default["eval_loss"]
+    share = abs(difference) / abs(default["eval_loss"]) if default["eval_loss"] else 0.0
+    return Verdict(
+        "likely",
+        f"{trial} is ahead of the default",
+        f"{trial} reaches {figures(best, results.metric)} on the validation split, the documented "
+        f"default {figures(default, results.metric)}: {signed(difference)} ({share:.1%} lower). "
+        "Each had one seed, so part of it may be luck.",
+    )
+
+
+def _nothing_finished(results: Results) -> Verdict:
+    if results.searched.empty:
+        text = "No trial has started yet." if results.running else "No trial was started."
+        return Verdict("open", "No results yet" if results.running else "No results", text)
+    open_trials = results.counts.get(Status.RUNNING, 0)
+    headline = "No trial has finished yet" if open_trials else "No trial finished"
+    return Verdict(
+        "open", headline, f"Of {plural(len(results.searched), 'trial')}: {standing(results)}."
+    )
+
+
+def _confirmed(results: Results, best: int) -> Verdict | None:
+    """The verdict of the confirmation; None while the default or the winner lacks finished runs."""
+    rows = results.confirm.set_index("trial")
+    if best not in rows.index or rows.loc[best, "seeds"] == 0:
+        return None
+    row = rows.loc[best]
+    seeds, split = plural(int(row["seeds"]), "fresh seed"), row["split"]
+    reached = f"a mean loss of {_spread(row['mean'], row['spread'])}"
+    if pd.notna(row["metric"]):
+        reached += f" ({results.metric} {number(row['metric'], results.metric)})"
+    if best == 0:
+        others = plural(len(rows) - 1, "other confirmed config")
+        return Verdict(
+            "no",
+            "No better than the default",
+            f"Trained again with {seeds} and judged on the {split} split, the documented default "
+            f"reaches {reached}; none of {others} does better.",
+        )
+    if row["pairs"] == 0:
+        return None
+    default = rows.loc[0]
+    compared = (
+        f"Trained again with {seeds} and judged on the {split} split, trial {best} reaches "
+        f"{reached}, the documented default {_spread(default['mean'], default['spread'])}: a "
+        f"paired difference of {signed(row['difference'])}"
+    )
+    if pd.isna(row["high"]):
+        return Verdict(
+            "likely",
+            f"Trial {best} is ahead of the default",
+            f"{compared}. One pair of runs is too few to tell it from luck.",
+        )
+    compared += f" (95% interval {signed(row['low'])} to {signed(row['high'])})"
+    if row["high"] < 0:
+        return Verdict("proven", f"Trial {best} is better than the default", f"{compared}.")
+    return Verdict(
+        "no",
+        "No better than the default",
+        f"{compared}, which {plural(int(row['pairs']), 'pair')} of runs cannot tell from luck.",
+    )
+
+
+def _spread(mean: float, spread: float) -> str:
+    return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
