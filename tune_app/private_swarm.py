@@ -25,23 +25,19 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+from tune_app.checkpoint import check_checkpoint
 from tune_app.config import ConfigError, did_you_mean
 
-# Where Petals 2.2 looks for the blocks in a checkpoint, by model_type.
-_BLOCK_PREFIX = {"llama": "model.layers", "bloom": "h", "falcon": "transformer.h"}
 _DTYPES = ("float32", "bfloat16", "float16")
-_INDEX_FILES = (  # in Petals' order
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
 _PARENT_CHECK_S = 0.3
+_SUPERVISE = "from tune_app.private_swarm import _supervise; _supervise()"
 
 
 class PrivateSwarmError(RuntimeError):
@@ -80,8 +76,8 @@ class PrivateSwarm:
     peers: multiaddrs of all servers, each with `/p2p/<id>`, once ready
     dht_prefix: what clients have to ask for
     servers: the running servers, in the order of their blocks
-    max_batch_tokens: rows × tokens (prompts included) a request may have; Petals' client takes the
-        refusal of a larger one for a dead server and retries it for ever
+    max_batch_tokens: rows times tokens (prompts included) a request may have; Petals' client takes
+        the refusal of a larger one for a dead server and retries it for ever
     """
 
     def __init__(
@@ -111,7 +107,7 @@ class PrivateSwarm:
         model = Path(model).resolve()
         count = servers * replicas
         edges = [i * config["layers"] // servers for i in range(servers + 1)]
-        spans = [span for span in zip(edges, edges[1:], strict=False) for _ in range(replicas)]
+        spans = [span for span in pairwise(edges) for _ in range(replicas)]
         self.dht_prefix = dht_prefix_of(model)
         self.max_batch_tokens = max_batch_tokens
         self.servers: list[Server] = []
@@ -135,8 +131,7 @@ class PrivateSwarm:
         self._reports = Connection(receiving, writable=False)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"import {__spec__.name} as s; s._supervise()"]
-                + [json.dumps(asdict(job)), str(sending)],
+                [sys.executable, "-c", _SUPERVISE, json.dumps(asdict(job)), str(sending)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -176,11 +171,9 @@ class PrivateSwarm:
 
     def stop(self) -> None:
         """Ends all processes of the swarm at once and removes its temporary files."""
-        try:
+        with suppress(ProcessLookupError):  # it may have ended by itself
             # Nothing is worth saving, and hivemind's own shutdown takes seconds.
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # ended by itself
         self._process.wait()
         self._reports.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -197,7 +190,7 @@ def private_swarm(
     *,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
-    **options,
+    **options: Any,
 ) -> Iterator[PrivateSwarm]:
     """A ready PrivateSwarm (which see for `options`), stopped at the end of the block.
 
@@ -237,7 +230,7 @@ def _check(
 ) -> dict:
     """Raises ConfigError, or returns {"layers": number of blocks}."""
     mistakes: list[str] = []
-    layers = _check_model(Path(model), mistakes)
+    layers = check_checkpoint(Path(model), mistakes)
     if servers < 1 or (layers and servers > layers):
         most = layers or "the number of the model's blocks"
         mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
@@ -245,7 +238,8 @@ def _check(
         mistakes.append(f"replicas must be at least 1, got {replicas}.")
     if dtype not in _DTYPES:
         mistakes.append(
-            f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.{did_you_mean(dtype, _DTYPES)}"
+            f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}."
+            + did_you_mean(dtype, _DTYPES)
         )
     elif dtype == "float16" and device == "cpu":
         mistakes.append("dtype float16 cannot be served by a cpu: use float32 or bfloat16.")
@@ -260,75 +254,11 @@ def _check(
         for number in range(port, port + count):
             if _in_use(number):
                 mistakes.append(
-                    f"port {number} on 127.0.0.1 is in use: choose another one, or 0 for a free one."
+                    f"port {number} on 127.0.0.1 is in use: choose another, or 0 for a free one."
                 )
     if mistakes:
         raise ConfigError(mistakes)
     return {"layers": layers}
-
-
-def _check_model(folder: Path, mistakes: list[str]) -> int:
-    """Number of blocks; 0 with a mistake appended if the folder cannot be served."""
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is not a folder"
-        mistakes.append(
-            f"a private swarm serves a model from a local folder, but {str(folder)!r} {what}."
-        )
-        return 0
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        mistakes.append(f"{folder / 'config.json'} is not valid JSON: {error}.")
-        return 0
-    family = config.get("model_type")
-    if family not in _BLOCK_PREFIX:
-        mistakes.append(
-            f"Petals serves the model types {', '.join(_BLOCK_PREFIX)}; {str(folder)!r} is of type "
-            f"{family!r}.{did_you_mean(family, _BLOCK_PREFIX)} Other models: --backbone local."
-        )
-        return 0
-    index = next((folder / name for name in _INDEX_FILES if (folder / name).is_file()), None)
-    if index is None:
-        mistakes.append(f"{str(folder)!r} has no weights: none of {', '.join(_INDEX_FILES)}.")
-        return 0
-    try:
-        names = _weight_names(index)
-    except (ValueError, KeyError) as error:
-        mistakes.append(f"{index} cannot be read as weights: {error}.")
-        return 0
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    prefix = _BLOCK_PREFIX[family]
-    if names is not None and not any(name.startswith(f"{prefix}.0.") for name in names):
-        hint = ""
-        if any(name.startswith("transformer.h.") for name in names):
-            hint = (
-                " It was saved from BloomForCausalLM; save its headless part instead: "
-                "BloomForCausalLM.from_pretrained(FOLDER).transformer.save_pretrained(NEW_FOLDER)."
-            )
-        mistakes.append(
-            f"Petals looks for a {family} model's blocks under {prefix}.0, {prefix}.1, … but the "
-            f"weights in {str(folder)!r} have none there.{hint}"
-        )
-        return 0
-    return layers
-
-
-def _weight_names(index: Path) -> list[str] | None:
-    """Names of the tensors; None where only torch could tell. ValueError if the file is damaged."""
-    if index.suffix == ".json":
-        return list(json.loads(index.read_text())["weight_map"])
-    if index.suffix != ".safetensors":
-        return None
-    with index.open("rb") as file:  # 8 bytes: length of the JSON header that follows
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > index.stat().st_size:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(header_bytes))
-    header.pop("__metadata__", None)
-    data_bytes = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if index.stat().st_size != 8 + header_bytes + data_bytes:
-        raise ValueError("the file is cut short")  # Petals would try to download it, for ever
-    return list(header)
 
 
 def _in_use(port: int) -> bool:
@@ -359,8 +289,8 @@ def _environment(folder: Path) -> dict[str, str]:
 def _supervise() -> None:
     """Imports petals, forks the servers, stays until the caller is gone or all servers are."""
     warnings.simplefilter("ignore")  # the log is for what the servers say
-    import tune_app.petals_compat  # noqa: F401
-    import petals.server.server  # noqa: F401  (before the forks: paid once)
+    import tune_app.petals_compat  # noqa: F401, I001 (has to come before petals)
+    import petals.server.server  # noqa: F401 (before the forks, so that it is paid once)
 
     job = _Job(**json.loads(sys.argv[1]))
     reports = Connection(int(sys.argv[2]), readable=False)
@@ -384,9 +314,7 @@ def _supervise() -> None:
 
 
 def _end_group(job: _Job) -> None:
-    if os.getppid() == job.caller_pid:
-        pass  # the caller reads the log, then removes the folder
-    else:
+    if os.getppid() != job.caller_pid:  # else the caller reads the log and removes the folder
         shutil.rmtree(job.folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
@@ -448,7 +376,7 @@ def _run_server(
     server.run()
 
 
-def _report_ready(server, content: tuple, reports: Connection) -> None:
+def _report_ready(server: Any, content: tuple, reports: Connection) -> None:
     """Reports once clients can find the blocks: Petals announces them a little after `ready`."""
     from petals.data_structures import ServerState
     from petals.utils.dht import get_remote_module_infos
