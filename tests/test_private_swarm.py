@@ -1,0 +1,195 @@
+"""The private swarm: real servers on a tiny model, and that nothing is left of them afterwards."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomForCausalLM
+
+from benchmarks.relay import relay
+from tests.tiny_models import write_tiny_model
+from tune_app.config import ConfigError
+from tune_app.private_swarm import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
+
+TOKENS_BT = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def connect(model):
+    """A function that opens a Petals client to a swarm; closed in order at the end of the test."""
+    import tune_app.petals_compat  # noqa: F401, I001
+    from petals import AutoDistributedModelForCausalLM
+
+    opened = []
+
+    def open_client(swarm):
+        client = AutoDistributedModelForCausalLM.from_pretrained(
+            model,
+            initial_peers=swarm.peers,
+            dht_prefix=swarm.dht_prefix,
+            torch_dtype=torch.float32,
+            max_retries=2,
+        )
+        opened.append(client)
+        return client
+
+    yield open_client
+    for client in opened:
+        manager = client.model.layers.sequence_manager
+        manager.shutdown()
+        manager.dht.shutdown()
+
+
+def _processes_of(group: int) -> list[int]:
+    """Living (not zombie) processes of a process group."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True).stdout
+    rows = [line.split() for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, pgid, stat in rows if int(pgid) == group and stat[0] != "Z"]
+
+
+def _wait_until(condition, timeout_s: float = 5.0) -> bool:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.swarm
+def test_two_servers_give_the_local_models_logits(model, connect):
+    said = []
+    with private_swarm(model, servers=2, progress=said.append) as swarm:
+        assert [(s.first_block, s.end_block) for s in swarm.servers] == [(0, 1), (1, 2)]
+        assert all(peer.startswith("/ip4/127.0.0.1/tcp/") for peer in swarm.peers)
+        client, local = connect(swarm), AutoModelForCausalLM.from_pretrained(model)
+        with torch.no_grad():
+            remote, expected = client(TOKENS_BT).logits, local(TOKENS_BT).logits
+        torch.testing.assert_close(remote, expected, rtol=0, atol=1e-5)
+        group, folder = swarm._process.pid, swarm._folder
+        assert len(_processes_of(group)) >= 5
+    assert _wait_until(lambda: not _processes_of(group))
+    assert not folder.exists()
+    assert said == sorted(set(said))  # each state told once
+
+
+@pytest.mark.swarm
+def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        relay(to=port, delay_ms=100) as relay_port,
+        private_swarm(model, port=port, announce_ports=[relay_port]) as swarm,
+    ):
+        assert f"/tcp/{relay_port}/" in swarm.peers[0]
+        client = connect(swarm)
+        with torch.no_grad():
+            client(TOKENS_BT)
+            started = time.perf_counter()
+            client(TOKENS_BT)
+        assert 0.2 <= time.perf_counter() - started < 0.4
+
+
+@pytest.mark.swarm
+@pytest.mark.parametrize(("end", "code"), [("SIGINT", 0), ("SIGTERM", 0), ("SIGKILL", -9)])
+def test_command_leaves_nothing_behind(model, end, code):
+    command = [sys.executable, "-m", "tune_app.private_swarm", str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "Ctrl-C ends the swarm.\n")
+        printed = "".join(lines)
+        assert f"python -m tune_app.search --model {model} --peers /ip4/127.0.0.1/tcp/" in printed
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+        )
+        group = int(children.stdout)
+        assert len(_processes_of(group)) >= 4  # supervisor, server, DHT, p2pd
+        process.send_signal(getattr(signal, end))
+        assert process.wait(10) == code
+    assert _wait_until(lambda: not _processes_of(group))
+
+
+@pytest.mark.swarm
+def test_servers_own_message_at_once(model):
+    started = time.monotonic()
+    with (
+        pytest.raises(PrivateSwarmError, match="nosuchdevice"),
+        private_swarm(model, device="nosuchdevice"),
+    ):
+        pass
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.swarm
+def test_killed_supervisor_is_reported(model):
+    swarm = PrivateSwarm(model)
+    try:
+        os.kill(swarm._process.pid, signal.SIGKILL)
+        with pytest.raises(PrivateSwarmError, match="processes ended"):
+            swarm.wait_until_ready(timeout_s=30)
+    finally:
+        swarm.stop()
+
+
+def test_mistakes_are_told_together(model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            PrivateSwarm(model, servers=3, replicas=0, port=port, dtype="flot32")
+    servers, replicas, dtype, in_use = caught.value.messages
+    assert "servers must be from 1 to 2" in servers
+    assert "replicas must be at least 1" in replicas
+    assert "Did you mean 'float32'?" in dtype
+    assert f"port {port} on 127.0.0.1 is in use" in in_use
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "'gpt2'"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 9999), "cut short|not a"),
+    ],
+)
+def test_unusable_model_folder(tmp_path, spoil, message):
+    folder = write_tiny_model("llama", tmp_path / "tiny")
+    spoil(folder)
+    with pytest.raises(ConfigError, match=message):
+        PrivateSwarm(folder)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        PrivateSwarm(tmp_path / "nowhere")
+
+
+def test_bloom_saved_with_its_head(tmp_path):
+    folder = write_tiny_model("bloom", tmp_path / "tiny")
+    BloomForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)
+    with pytest.raises(ConfigError, match="saved from BloomForCausalLM"):
+        PrivateSwarm(folder)
+
+
+def test_dht_prefix_follows_petals_rule_for_hub_names(tmp_path):
+    for name, family, expected in [
+        ("Llama-2-7b-hf", "llama", "Llama-2-7b-hf"),
+        ("my model.v2", "llama", "my-model-v2-hf"),
+        ("falcon-40b", "falcon", "falcon-40b"),
+    ]:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "{family}"}}')
+        assert dht_prefix_of(folder) == expected
