@@ -17,7 +17,15 @@ PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")})
 
 # Who may import what.
 ONLY_IN = {
-    "ray": {"search.py", "trainable.py", "host.py", "searcher.py", "cluster.py", "recorder.py"},
+    "ray": {
+        "search.py",
+        "tuning.py",
+        "searcher.py",
+        "trainable.py",
+        "host.py",
+        "cluster.py",
+        "recorder.py",
+    },
     "petals": {"backbones/swarm.py", "private_swarm.py", "petals_compat.py"},
     "hivemind": {"backbones/swarm.py", "private_swarm.py", "petals_compat.py"},
 }
