@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -192,7 +193,8 @@ class SearchSpace:
                 values[parameter.name] = round(values[parameter.name])
         trial = optuna.trial.FixedTrial(_without_none_for_numbers(values, self.parameters))
         try:
-            with quiet_optuna():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # FixedTrial warns of values outside; see below
                 constants = self._suggest(trial)
         except ValueError:  # FixedTrial: a suggested name has no value
             return None

@@ -32,7 +32,7 @@ from optuna.distributions import (
 
 from tune_app.optuna_space import FirstTrial, Parameter, SearchSpace, contains
 from tune_app.python_space import load_python_space, load_recorded_python_space
-from tune_app.trial_config import TrialConfig
+from tune_app.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.typed import ConfigError, convert_fields, did_you_mean, one_of, read_yaml
 
 __all__ = ["FirstTrial", "Parameter", "SearchSpace", "load_space", "shipped_spaces"]
@@ -146,12 +146,14 @@ class _Compiler:
     def _values(self, mapping: Mapping[Any, Any], key: str) -> dict[str, Any]:
         values, mistakes = convert_fields(TrialConfig, mapping, label=lambda name: f"{key}.{name}")
         self.messages += [f"{self.file}: {mistake}" for mistake in mistakes]
+        scheduler = values.get("scheduler", "linear")
+        if scheduler not in SCHEDULER_ARGUMENTS:  # here already, beside the other misspellings
+            self.complain(f"{key}.scheduler", one_of(scheduler, SCHEDULER_ARGUMENTS))
         return values
 
-    def _parameter(self, key: str, spec: Any) -> Parameter | None:
+    def _parameter(self, written: str, spec: Any) -> Parameter | None:
         """The parameter without its place in the order; None if something is wrong with it."""
-        name, where = key.replace("-", "_"), f"parameters.{key}"
-        count = len(self.messages)
+        name, where = written.replace("-", "_"), f"parameters.{written}"
         if name not in _TYPES:
             self.complain(where, f"unknown.{did_you_mean(name, _TYPES)}")
         if not isinstance(spec, dict) or "space" not in spec:
@@ -166,10 +168,11 @@ class _Compiler:
             self.complain(
                 f"{where}.{extra}", f"{kind} does not take it.{did_you_mean(extra, keys)}"
             )
-        for missing in [k for k in _KINDS[kind] if k not in spec]:
-            self.complain(f"{where}.{missing}", f"is missing; {kind} needs it.")
+        missing = [k for k in _KINDS[kind] if k not in spec]
+        for key in missing:
+            self.complain(f"{where}.{key}", f"is missing; {kind} needs it.")
         when = self._when(spec.get("when"), where)
-        if len(self.messages) > count:
+        if missing or name not in _TYPES:
             return None
         distribution = self._distribution(name, kind, spec, where)
         return Parameter(name, kind, distribution, when) if distribution is not None else None
@@ -231,7 +234,7 @@ class _Compiler:
         choices = [
             value
             for category in categories
-            for value in self._values({name: category}, f"{where}.categories").values()
+            for value in self._values({name: category}, where).values()
         ]
         if len(choices) < len(categories):
             return None
@@ -288,6 +291,8 @@ class _Compiler:
             for name, message in _refused(space, base, values):
                 refused.setdefault(name, message)
         for name, message in refused.items():
+            if "does not take it" in message:
+                message += " Bind it with `when: {scheduler: ...}`."
             self.complain(f"parameters.{name}", message)
 
 
