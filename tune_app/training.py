@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -14,10 +14,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tune_app.config import TrialConfig
 from tune_app.optim import build_optimizer, build_scheduler
 from tune_app.prompts import Evaluation, PromptTunedModel
+from tune_app.reports import Report, evaluation_steps
 from tune_app.tasks import Batch, DataOrder, Dataset, TaskData
 
-# Evaluations of a run, at even intervals: enough for early stopping to act on and for a curve.
-EVALUATIONS = 5
 # Validation rows that an evaluation during training uses at most; the final test uses all rows.
 EVALUATION_ROWS = 128
 # A loss this many times the first one has exploded, whatever it does later.
@@ -25,35 +24,6 @@ EXPLODED = 10.0
 # What a diverged trial counts as, relative to the loss before training: finite, so that the
 # sampler learns from it, and worse than any run that still trains.
 PENALTY = 2.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a trial says after an evaluation."""
-
-    step: int
-    train_loss: float  # mean over the steps since the last report
-    eval_loss: float
-    objective: float  # eval_loss, or a finite penalty where the trial diverged
-    learning_rate: float  # that the last step used
-    tokens: int  # through the backbone in training so far, prompts included, padding not
-    seconds: float  # of training so far, evaluations included
-    metric: dict[str, float]  # accuracy or perplexity
-    diverged: bool = False
-
-
-class Stopped(Exception):
-    """Raised by a report callback to end the run early."""
-
-
-def evaluation_steps(steps: int) -> list[int]:
-    """The steps after which a run of `steps` is evaluated: even intervals, the last one included.
-
-    >>> evaluation_steps(60)
-    [12, 24, 36, 48, 60]
-    """
-    count = min(EVALUATIONS, steps)
-    return [round(steps * (i + 1) / count) for i in range(count)]
 
 
 def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
@@ -75,14 +45,22 @@ class TrainingRun:
         self.order = DataOrder(len(data.train), config.batch_size, config.seed)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.first_loss: float | None = None
+        self.last_report: Report | None = None
 
-    def train(self, report: Callable[[Report], None]) -> None:
+    def train(self, report: Callable[[Report], None], *, evaluate_on_the_way: bool = True) -> None:
         """Trains from where the run stands to its last step; ends early where it diverges.
 
-        `report` is called after every evaluation, when `state()` is consistent.
+        `report` is called after every evaluation, when `state()` is consistent; a run that goes on
+        from a checkpoint first repeats its last report, which a kill may have kept from arriving.
         """
+        if self.last_report is not None:
+            report(self.last_report)
+            if self.last_report.diverged:
+                return
         began = time.monotonic() - self.seconds
         evaluations = evaluation_steps(self.config.steps)
+        if not evaluate_on_the_way:
+            evaluations = evaluations[-1:]
         valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
         losses: list[float] = []
         while self.step < self.config.steps:
@@ -96,7 +74,8 @@ class TrainingRun:
                 if isinstance(self.scheduler, ReduceLROnPlateau) and not diverged:
                     self.scheduler.step(evaluation.loss)
                 self.seconds = time.monotonic() - began
-                report(self._report(losses, evaluation, learning_rate, diverged))
+                self.last_report = self._report(losses, evaluation, learning_rate, diverged)
+                report(self.last_report)
                 losses = []
             if diverged:
                 return
@@ -141,17 +120,23 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "lr": self.config.lr,
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "first_loss": self.first_loss,
+            "last_report": None if self.last_report is None else asdict(self.last_report),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return buffer.getvalue()
 
-    def load_state(self, checkpoint: bytes) -> None:
-        """Goes on from `state()`: the losses are those of a run that was never interrupted."""
+    def load_state(self, checkpoint: bytes, *, of_another_trial: bool = False) -> None:
+        """Goes on from `state()`: the losses are those of a run that was never interrupted.
+
+        With the state of another trial (population-based training) this trial's learning rate and
+        weight decay stay its own.
+        """
         state = torch.load(
             io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
         )
@@ -160,3 +145,22 @@ class TrainingRun:
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.first_loss = state["first_loss"]
+        if state["last_report"] is not None:
+            self.last_report = Report(**state["last_report"])
+        if of_another_trial:
+            self.last_report = None  # the other's
+            factor = self.config.lr / state["lr"]
+            for group in self.optimizer.param_groups:
+                group["initial_lr"] = self.config.lr
+                group["lr"] *= factor
+                group["weight_decay"] = self.config.weight_decay
+            if not isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.base_lrs = [self.config.lr] * len(self.scheduler.base_lrs)
+
+
+def test_metrics(model: PromptTunedModel, data: TaskData) -> dict[str, float]:
+    """Loss and metric over the whole test split, which no trial of the search has seen."""
+    evaluation = model.evaluate(evaluation_batches(data.test, EVALUATION_ROWS))
+    return {"test_loss": evaluation.loss} | {
+        f"test_{name}": value for name, value in evaluation.metric.items()
+    }

@@ -39,8 +39,13 @@ class PackCounters:
     tokens: int = 0  # without padding
     padded_tokens: int = 0  # that the blocks computed
     busy_s: float = 0.0  # summed over the packs in flight
-    train_rows: int = 0
     row_slots: int = 0  # rows that would have fitted into the same packs
+    active_s_before: float = 0.0  # time in which at least one pack was being computed, and
+    active_since: float | None = None  # since when one is now
+
+    def active_s(self) -> float:
+        now = 0.0 if self.active_since is None else time.monotonic() - self.active_since
+        return self.active_s_before + now
 
 
 class _Pending:
@@ -124,6 +129,9 @@ class Packer:
                     chosen[part.request].add(part, result)
             with self._changed:
                 self._running -= len(chosen)
+                if not self._running and self.counters.active_since is not None:
+                    self.counters.active_s_before = self.counters.active_s()
+                    self.counters.active_since = None
                 took = time.monotonic() - began
                 self.counters.busy_s += took
                 self._pack_s = took if not self._pack_s else 0.8 * self._pack_s + 0.2 * took
@@ -171,6 +179,8 @@ class Packer:
                 kept.append(pending)
         self._waiting = kept
         self._running += len(chosen)
+        if self.counters.active_since is None:
+            self.counters.active_since = time.monotonic()
         return chosen
 
     def _count(self, requests: list[Request], parts: list[Part]) -> None:
@@ -182,5 +192,3 @@ class Packer:
         counters.padded_tokens += rows * width
         counters.tokens += sum(len(part) * requests[part.request].row_tokens for part in parts)
         counters.row_slots += max(rows, self._limits.tokens_per_pack // width)
-        if requests[parts[0].request].needs_grad:
-            counters.train_rows += rows

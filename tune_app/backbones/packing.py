@@ -121,9 +121,7 @@ def assemble(
     deep_LBPH = None
     if deep_LPHs:
         longest = max(deep.shape[1] for deep in deep_LPHs)
-        deep_LBPH = first.new_zeros(
-            deep_LPHs[0].shape[0], len(embeds_BSH), longest, first.shape[2]
-        )
+        deep_LBPH = first.new_zeros(deep_LPHs[0].shape[0], len(embeds_BSH), longest, first.shape[2])
     at = 0
     for part, request in zip(parts, chosen, strict=True):
         rows, prompt_tokens = slice(at, at + len(part)), len(request.prompt_PH)

@@ -5,12 +5,14 @@ Embeddings, final norm and head are small and run in this process, in the swarm'
 
 from __future__ import annotations
 
+# ruff: noqa: I001 (petals can only be imported after petals_compat)
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import tune_app.petals_compat  # noqa: F401, I001 (first: it makes petals importable)
 import torch
+
+import tune_app.petals_compat  # noqa: F401
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import AutoDistributedModelForCausalLM
 from petals.client.sequential_autograd import MAX_TOKENS_IN_BATCH

@@ -35,8 +35,7 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     Raises ConfigError with everything that is wrong with the data.
     """
     notes: list[str] = []
-    texts = _built_in(config) if config.train is None else _from_files(config)
-    _check_labels(config, texts)
+    texts = _built_in(config) if config.train is None else read_and_check(config)
     splits = {
         split: _tokenise(split, part, config, tokenizer, notes) for split, part in texts.items()
     }
@@ -74,7 +73,8 @@ def _built_in(config: SearchConfig) -> dict[str, Texts]:
     return {split: Texts(texts, None) for split, texts in language_reference_splits().items()}
 
 
-def _from_files(config: SearchConfig) -> dict[str, Texts]:
+def read_and_check(config: SearchConfig) -> dict[str, Texts]:
+    """The texts of the user's files by split. Raises ConfigError with all that is wrong."""
     texts, mistakes = {}, []
     for split in SPLITS:
         path = getattr(config, split)
@@ -91,6 +91,7 @@ def _from_files(config: SearchConfig) -> dict[str, Texts]:
             mistakes += error.messages
     if mistakes:
         raise ConfigError(mistakes)
+    _check_labels(config, texts)
     return texts
 
 

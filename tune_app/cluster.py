@@ -1,0 +1,161 @@
+"""Ray, the swarm and the trial hosts: what a search runs on, started together, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tune_app.config import ConfigError, SearchConfig
+from tune_app.host import TrialHost
+from tune_app.model_folder import model_folder
+from tune_app.private_swarm import PrivateSwarm, dht_prefix_of
+from tune_app.trial_job import Connection
+
+# Nothing is reported home, and the commands' output is ours alone.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TQDM": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# Threads of a host's actor that answer trials; each running trial waits in at most one.
+_MOST_CALLS = 1000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """hosts: actor handles; about: what the first host says of the data; dashboard: URL or ""."""
+
+    hosts: list[Any]
+    connection: Connection
+    about: dict[str, Any]
+    dashboard: str
+
+    def counters(self) -> list[dict[str, Any]]:
+        """What each host that still answers has done."""
+        found = []
+        for host in self.hosts:
+            try:
+                found.append(ray.get(host.counters.remote(), timeout=10))
+            except ray.exceptions.RayError:
+                continue  # a host that has died takes its counters along
+        return found
+
+
+@contextmanager
+def cluster(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterator[Cluster]:
+    """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable."""
+    model = model_folder(config.model)
+    with ExitStack() as stack:
+        swarm = None
+        if config.backbone == "swarm" and not config.peers:
+            progress("starting a private swarm on 127.0.0.1")
+            # It is the same machine: bfloat16 and the device are the servers' too.
+            swarm = PrivateSwarm(model, device=config.device or "cpu", dtype=config.dtype)
+            stack.callback(swarm.stop)
+        progress("starting Ray")
+        dashboard = stack.enter_context(_ray(config))
+        hosts = _start_hosts(config, model)
+        stack.callback(_stop_hosts, hosts)
+        if swarm is not None:
+            swarm.wait_until_ready(progress=progress)
+        connection = Connection()
+        if config.backbone == "swarm":
+            peers = config.peers if swarm is None else swarm.peers
+            connection = Connection(tuple(peers), dht_prefix_of(model))
+        progress("loading the model and the data")
+        try:
+            about = ray.get([host.about.remote() for host in hosts])[0]
+            ray.get([host.connect.remote(connection) for host in hosts])
+        except ray.exceptions.RayTaskError as error:
+            raise _usage_error(error) from error
+        except ray.exceptions.ActorDiedError as error:
+            raise _usage_error(getattr(error, "cause", None) or error) from error
+        yield Cluster(hosts, connection, about, dashboard)
+
+
+def _usage_error(error: Exception) -> Exception:
+    """The host's own ConfigError or swarm failure as a ConfigError; anything else as it is."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ConfigError):
+        return ConfigError(cause.messages)
+    if type(cause).__name__ == "BackboneUnavailable":
+        return ConfigError(f"--peers: {cause}")
+    return error
+
+
+@contextmanager
+def _ray(config: SearchConfig) -> Iterator[str]:
+    """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
+    os.environ.update(_RAY_ENVIRONMENT)
+    quiet = {
+        "log_to_driver": config.verbose,
+        "logging_level": "INFO" if config.verbose else "ERROR",
+    }
+    if config.address is not None:
+        try:
+            context = ray.init(address=config.address, namespace="tune_app", **quiet)
+        except Exception as error:  # Ray raises several unrelated types here
+            raise ConfigError(
+                f"--address: no Ray cluster answers at {config.address!r}: {error}"
+            ) from error
+    else:
+        context = ray.init(
+            num_cpus=os.cpu_count(),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
+            namespace="tune_app",
+            **quiet,
+        )
+    try:
+        url = context.dashboard_url
+        yield f"http://{url}" if url else ""
+    finally:
+        ray.shutdown()
+
+
+def dashboard_token() -> str:
+    """How to log in to the dashboard: the command that prints Ray's token."""
+    return f"{Path(sys.executable).parent / 'ray'} get-auth-token"
+
+
+def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = config.backbone == "local" and gpus > 0 and (config.device or "cuda") != "cpu"
+    nodes = len([node for node in ray.nodes() if node["Alive"]])
+    count = config.hosts or (gpus if use_gpu else nodes)
+    threads = max(1, (os.cpu_count() or 1) // max(1, count // nodes))
+    host = ray.remote(TrialHost)
+    return [
+        host.options(
+            name=f"host-{i}",
+            num_cpus=0,
+            num_gpus=1 if use_gpu else 0,
+            max_restarts=3,
+            max_concurrency=_MOST_CALLS,
+            scheduling_strategy="SPREAD",
+        ).remote(f"host-{i}", config, str(model), threads)
+        for i in range(count)
+    ]
+
+
+def _stop_hosts(hosts: list[Any]) -> None:
+    """Lets hosts close their swarm clients in order; the ones that do not answer are killed."""
+    closing = [host.close.remote() for host in hosts]
+    ray.wait(closing, num_returns=len(closing), timeout=5)
+    for host in hosts:
+        ray.kill(host)

@@ -1,0 +1,201 @@
+"""The trial host: one process that owns the frozen model and the data and trains many trials.
+
+A Ray actor, but it knows nothing of Ray: `search.py` makes it one. Each trial is a thread that runs
+`training.py`; the packer puts the rows of all of them into shared packs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tune_app.config import SearchConfig
+from tune_app.reports import Report, Update
+from tune_app.run_dir import RunDir
+from tune_app.trial_job import Connection, TrialJob
+
+if TYPE_CHECKING:  # they import torch
+    from tune_app.backbones import Backbone
+    from tune_app.backbones.packer import Packer
+
+# A trial that has not asked for so long is gone, and its training with it.
+_ABANDONED_S = 60.0
+# A host that has no swarm at the moment answers a trial within this time, so that it can be stopped.
+_POLL_S = 0.5
+
+
+class _Stop(Exception):
+    """Raised in a trial's thread when nobody wants it any more."""
+
+
+@dataclass
+class _RunningTrial:
+    job: TrialJob
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+    stop: threading.Event = field(default_factory=threading.Event)
+    asked_at: float = field(default_factory=time.monotonic)
+
+
+class TrialHost:
+    """Backbone, data and packer of one process. Raises at once what is wrong with any of them."""
+
+    def __init__(self, name: str, config: SearchConfig, model: str, threads: int) -> None:
+        """`threads` is how many of the machine's processors are this host's."""
+        warnings.simplefilter("ignore")
+        # Imported here: the driver refers to this class and does without torch.
+        import torch
+        from transformers import AutoTokenizer
+
+        from tune_app.tasks import load_task_data
+
+        torch.set_num_threads(threads)
+        self.name, self._config, self._model = name, config, model
+        self._data = load_task_data(config, AutoTokenizer.from_pretrained(model))
+        self._trials: dict[int, _RunningTrial] = {}
+        self._packer: Packer | None = None
+        self._connecting = threading.Lock()
+        if config.backbone == "swarm":
+            import tune_app.backbones.swarm  # noqa: F401 (seconds, while the swarm starts)
+
+    def connect(self, connection: Connection) -> None:
+        """Opens the backbone, unless it is open already. Raises BackboneUnavailable."""
+        from tune_app.backbones.packer import Packer
+
+        with self._connecting:
+            if self._packer is None:
+                self._backbone = open_backbone(self._config, self._model, connection)
+                self._packer = Packer(self._backbone)
+
+    def about(self) -> dict[str, Any]:
+        """What the search wants to know of data and model."""
+        data = self._data
+        return {
+            "notes": data.notes,
+            "classes": data.class_names,
+            "rows": {name: len(getattr(data, name)) for name in ("train", "valid", "test")},
+            "fingerprint": data.fingerprint,
+        }
+
+    def load(self) -> int:
+        """Trials in training."""
+        return len(self._trials)
+
+    async def start(self, job: TrialJob, connection: Connection) -> None:
+        """Begins to train; goes on from the job's checkpoint where there is one."""
+        await self.stop(job.number)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.connect, connection)
+        trial = _RunningTrial(job)
+        self._trials[job.number] = trial
+        threading.Thread(
+            target=self._train, args=(trial, loop), name=f"trial-{job.number}", daemon=True
+        ).start()
+
+    async def next_update(self, number: int) -> Update:
+        """The trial's next update; an empty one where there is none for a moment."""
+        trial = self._trials.get(number)
+        if trial is None:
+            return Update(error=f"{self.name} does not know trial {number}", unavailable=True)
+        trial.asked_at = time.monotonic()
+        try:
+            return await asyncio.wait_for(trial.updates.get(), _POLL_S)
+        except TimeoutError:
+            return Update()
+
+    async def stop(self, number: int) -> None:
+        """Ends a trial's training at its next step; nothing happens where it has ended."""
+        trial = self._trials.pop(number, None)
+        if trial is not None:
+            trial.stop.set()
+
+    def counters(self) -> dict[str, Any]:
+        """What this host has done so far, for the run directory's events."""
+        counters, traffic = self._packer.counters, self._backbone.traffic
+        active_s = max(counters.active_s(), 1e-9)
+        return {
+            "host": self.name,
+            "packs": counters.packs,
+            "requests": traffic.requests,
+            "retries": traffic.retries,
+            "rows": counters.rows,
+            "tokens": counters.tokens,
+            "occupancy": counters.rows / max(1, counters.row_slots),
+            "rows_per_s": counters.rows / active_s,
+            "tokens_per_s": counters.tokens / active_s,
+            "wait_s": counters.busy_s,
+        }
+
+    def close(self) -> None:
+        for number in list(self._trials):
+            self._trials.pop(number).stop.set()
+        self._packer.close()
+        self._backbone.close()
+
+    # ------------------------------------------------------------------- in the trial's own thread
+
+    def _train(self, trial: _RunningTrial, loop: asyncio.AbstractEventLoop) -> None:
+        from tune_app.backbones import BackboneUnavailable
+
+        def send(update: Update) -> None:
+            loop.call_soon_threadsafe(trial.updates.put_nowait, update)
+
+        try:
+            with self._packer.member():
+                self._run(trial, send)
+            send(Update(done=True))
+        except _Stop:
+            pass
+        except BackboneUnavailable as error:
+            send(Update(error=str(error), unavailable=True))
+        except Exception:
+            send(Update(error=traceback.format_exc()))
+
+    def _run(self, trial: _RunningTrial, send) -> None:
+        from tune_app.prompts import PromptTunedModel
+        from tune_app.training import TrainingRun, test_metrics
+
+        job, data = trial.job, self._data
+
+        def run_request(request):
+            if trial.stop.is_set() or time.monotonic() - trial.asked_at > _ABANDONED_S:
+                raise _Stop
+            return self._packer.run(request)
+
+        model = PromptTunedModel(
+            self._backbone, run_request, data.task, len(data.class_names), job.config
+        )
+        run = TrainingRun(model, data, job.config)
+        file = job.checkpoint / "state.pt"
+        if job.start_from is not None:
+            run.load_state(job.start_from, of_another_trial=True)
+        elif file.is_file():
+            run.load_state(file.read_bytes())
+
+        def report(report: Report) -> None:
+            RunDir(file.parent).write_atomic(file, run.state())
+            last = report.step == job.config.steps and not report.diverged
+            extra = test_metrics(model, data) if job.test and last else {}
+            send(Update(report=report.flat() | extra))
+
+        run.train(report, evaluate_on_the_way=not job.test)
+
+
+def open_backbone(config: SearchConfig, model: str, connection: Connection) -> Backbone:
+    """The backbone that the search asks for. Raises BackboneUnavailable."""
+    if config.backbone == "swarm":
+        from tune_app.backbones.swarm import SwarmBackbone
+
+        return SwarmBackbone(
+            model, peers=connection.peers, dht_prefix=connection.dht_prefix, dtype=config.dtype
+        )
+    import torch
+
+    from tune_app.backbones.local import LocalBackbone
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LocalBackbone(model, device=device, dtype=config.dtype)

@@ -1,0 +1,77 @@
+"""python -m tune_app.report RUN [RUN2 …]: rebuilds a run's tables and page from its events.
+
+With several runs: one page that compares them. Works while a search runs, and after it died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tune_app.config import ConfigError
+from tune_app.results import load, summary, write_tables
+from tune_app.results.page import comparison_page, write_report
+from tune_app.run_dir import RunDir
+
+
+def write_all(run: RunDir, width: int = 100) -> str:
+    """Writes the tables, summary.txt and report.html of a run; returns the summary."""
+    results = write_tables(run)
+    write_report(run)
+    text = summary(results, width)
+    run.write_atomic(run.summary_txt, text)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tune_app.report", description=__doc__.split("\n\n", 1)[1]
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("comparison.html"),
+        help="where the comparison of several runs goes (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        runs = _checked(options.runs)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    width = shutil.get_terminal_size((100, 24)).columns
+    for run in runs:
+        text = write_all(run, width)
+        if len(runs) == 1:
+            print(text, end="")
+        print(f"Report: {run.report_html}")
+    if len(runs) > 1:
+        out = options.out.expanduser().absolute()
+        runs[0].write_atomic(out, comparison_page([load(run) for run in runs]))
+        print(f"Comparison: {out}")
+    return 0
+
+
+def _checked(paths: Sequence[str]) -> list[RunDir]:
+    """The runs, each once. Raises ConfigError with every folder that is none."""
+    runs = {RunDir(path).path: RunDir(path) for path in paths}
+    wrong = []
+    for path, run in runs.items():
+        if not path.is_dir():
+            wrong.append(f"RUN must be the folder of a search; {path} does not exist")
+        elif not run.events_jsonl.exists():
+            wrong.append(f"RUN must be the folder of a search; {path} holds no events.jsonl")
+        elif not os.access(path, os.W_OK):
+            wrong.append(f"The report is written into RUN; {path} is not writable")
+    if wrong:
+        raise ConfigError(wrong)
+    return list(runs.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

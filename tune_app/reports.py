@@ -1,0 +1,49 @@
+"""When a trial reports, and what it says. Imports neither torch nor ray: trial actors load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Evaluations of a run: enough for early stopping to act on and for a curve.
+EVALUATIONS = 5
+
+
+def evaluation_steps(steps: int) -> list[int]:
+    """The steps after which a run of `steps` is evaluated: even intervals, the last one included.
+
+    >>> evaluation_steps(60)
+    [12, 24, 36, 48, 60]
+    """
+    count = min(EVALUATIONS, steps)
+    return [round(steps * (i + 1) / count) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a trial after an evaluation."""
+
+    step: int
+    train_loss: float  # nats, mean over the steps since the last report
+    eval_loss: float  # nats per row (classification) or token (causal LM)
+    objective: float  # eval_loss, or a finite penalty where the trial diverged
+    learning_rate: float  # that the last step used
+    tokens: int  # through the backbone in training so far, prompts included, padding not
+    seconds: float  # of training so far, evaluations included
+    metric: dict[str, float]  # accuracy or perplexity, by name
+    diverged: bool = False
+
+    def flat(self) -> dict[str, Any]:
+        """The report as Ray Tune and events.jsonl take it."""
+        values = {name: value for name, value in vars(self).items() if name != "metric"}
+        return values | self.metric
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a trial host answers to the trial that asks how its training goes."""
+
+    report: dict[str, Any] | None = None  # None: nothing new yet
+    done: bool = False
+    error: str | None = None  # the traceback, where the training raised
+    unavailable: bool = False  # the error is the swarm's, not the trial's

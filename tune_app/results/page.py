@@ -1,0 +1,303 @@
+"""The report: one HTML file with everything in it, which works from disk and without a network."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from plotly.offline import get_plotlyjs
+
+from tune_app.results import figures as draw
+from tune_app.results.frames import Results, load
+from tune_app.results.importance import RULE, importance
+from tune_app.results.summary import by_scheduler
+from tune_app.results.tables import best_yaml
+from tune_app.results.words import (
+    count,
+    duration,
+    number,
+    plural,
+    sampled_values,
+    signed,
+    standing,
+    verdict,
+)
+from tune_app.run_dir import RunDir, Status
+
+REFRESH_S = 15  # how often the page of a search that runs loads itself again
+_TABLE_FIRST = ["trial", "status", "eval_loss"]
+_TABLE_LAST = ["step", "train_loss", "tokens", "seconds", "reason"]
+
+
+def write_report(run: RunDir) -> None:
+    """Writes report.html of a run, whatever its state."""
+    run.write_atomic(run.report_html, report_page(load(run)))
+
+
+def report_page(results: Results) -> str:
+    """The page of one run as a string of HTML."""
+    table = importance(results)
+    over = [
+        draw.losses_over(results, name)
+        for name in results.sampled
+        if results.searched[name].dropna().nunique() > 1
+    ]
+    shown = [
+        draw.differences(results),
+        draw.importances(table),
+        draw.parallel(results),
+        draw.curves(results),
+        draw.progress([("best so far", results)]),
+        *over,
+    ]
+    figures = {figure["id"]: figure for figure in shown if figure}
+    best = results.best
+    winner = None if best is None else int(best["trial"])
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=f"{results.run.path.name} \N{MIDDLE DOT} hyperparameter search",
+            refresh=REFRESH_S if results.running else None,
+            written=time.strftime("%Y-%m-%d %H:%M:%S"),
+            results=results,
+            settings=results.settings,
+            state=_state(results),
+            verdict=verdict(results),
+            winner=winner,
+            best_values=_best_values(results),
+            tiles=_tiles(results),
+            without=results.baseline.get("eval_loss", results.baseline.get("loss")),
+            confirm=_confirm_rows(results),
+            figures=figures,
+            over=[figure["id"] for figure in over if figure],
+            importance_rule=RULE,
+            schedulers=by_scheduler(results),
+            cost=_cost(results),
+            hosts=results.hosts,
+            table=trial_table(results),
+            best_yaml=None if winner is None else best_yaml(results, winner),
+            path=str(results.run.path),
+            data=_json({"figures": list(figures.values()), "hover": hover_texts([results])[0]}),
+            plotly=_plotly(),
+        )
+    )
+
+
+def comparison_page(several: Sequence[Results]) -> str:
+    """Several runs side by side as a string of HTML."""
+    names = run_names(several)
+    figure = draw.progress(zip(names, several, strict=True))
+    configs = [
+        {} if results.best is None else results.configs.get(int(results.best["trial"]), {})
+        for results in several
+    ]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = [(key, [config.get(key) for config in configs]) for key in keys]
+    return (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(
+            title=f"Comparison of {plural(len(several), 'search').replace('searchs', 'searches')}",
+            refresh=REFRESH_S if any(results.running for results in several) else None,
+            written=time.strftime("%Y-%m-%d %H:%M:%S"),
+            runs=[
+                {
+                    "name": name,
+                    "results": results,
+                    "verdict": verdict(results),
+                    "state": _state(results),
+                    "settings": results.settings,
+                    "tokens": count(float(results.trials["tokens"].sum())),
+                    "standing": standing(results),
+                }
+                for name, results in zip(names, several, strict=True)
+            ],
+            comparable=len({(r.task, r.settings.get("train"), r.metric) for r in several}) == 1,
+            names=names,
+            rows=[(key, values, len({str(v) for v in values}) > 1) for key, values in rows],
+            figures={figure["id"]: figure} if figure else {},
+            data=_json({"figures": [figure] if figure else [], "hover": {}}),
+            plotly=_plotly(),
+        )
+    )
+
+
+def run_names(several: Sequence[Results]) -> list[str]:
+    """The folders' own names, with as many parents as it takes to tell them apart."""
+    paths = [results.run.path.parts for results in several]
+    depth = 1
+    while depth < max(map(len, paths)) and len({p[-depth:] for p in paths}) < len(set(paths)):
+        depth += 1
+    return ["/".join(path[-depth:]) for path in paths]
+
+
+def hover_texts(several: Sequence[Results]) -> list[dict[str, str]]:
+    """For each run: trial number -> what hovering over it says. Plotly reads it as HTML."""
+    return [
+        {
+            str(row["trial"]): "<br>".join(
+                html.escape(line)
+                for line in (
+                    f"trial {row['trial']} ({row['status']})",
+                    f"loss {number(row['eval_loss'], 'loss')}, "
+                    f"{results.metric} {number(row.get(results.metric), results.metric)}",
+                    *sampled_values(row, results).split(", "),
+                )
+            )
+            for _, row in results.trials.iterrows()
+        }
+        for results in several
+    ]
+
+
+def trial_table(results: Results) -> dict[str, Any]:
+    """Columns and rows of the table of all trials: (text, value to sort by) for each cell."""
+    trials = results.trials
+    test = [name for name in ("test_loss", f"test_{results.metric}") if name in trials]
+    names = [*_TABLE_FIRST, results.metric, *results.sampled, *test, *_TABLE_LAST]
+    names = [name for name in names if name in trials and not trials[name].isna().all()]
+    columns = [_cells(trials[name], name) for name in names]
+    numeric = [all(isinstance(sort, float) for _, sort in column) for column in columns]
+    return {
+        "names": names,
+        "titles": [{"eval_loss": "loss", "seconds": "time"}.get(name, name) for name in names],
+        "numeric": numeric,
+        "rows": list(zip(*columns, strict=True)) if columns else [],
+        "kinds": [
+            "confirm" if origin == "confirm" else str(status)
+            for origin, status in zip(trials["origin"], trials["status"], strict=True)
+        ],
+        "statuses": [str(status) for status in results.counts],
+    }
+
+
+def _cells(values: pd.Series, name: str) -> list[tuple[str, float | str]]:
+    cells: list[tuple[str, float | str]] = []
+    for value in values:
+        if isinstance(value, str):
+            cells.append((value, value))
+            continue
+        sort = math.inf if pd.isna(value) else float(value)
+        cells.append((duration(sort) if name == "seconds" else number(value, name), sort))
+    return cells
+
+
+def _state(results: Results) -> str:
+    if results.running:
+        return f"running, {len(results.searched)} of {results.planned} trials started"
+    if results.reason:
+        return f"ended: {results.reason}"
+    return "cut off" if len(results.trials) else "not started"
+
+
+def _best_values(results: Results) -> list[tuple[str, str]]:
+    best = results.best
+    if best is None:
+        return []
+    pairs = ((name, best[name]) for name in results.sampled)
+    return [(name, number(value, name)) for name, value in pairs if pd.notna(value)]
+
+
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    """(title, figure, remark) of the figures that belong to the answer."""
+    best, default = results.best, results.default
+    tiles = []
+    for title, row in (("best in the search", best), ("documented default", default)):
+        if row is not None and pd.notna(row["eval_loss"]):
+            remark = f"{results.metric} {number(row.get(results.metric), results.metric)}"
+            tiles.append((f"{title}, loss", number(row["eval_loss"], "loss"), remark))
+    if len(tiles) == 2 and best is not None and default is not None and best["trial"] != 0:
+        change = float(best["eval_loss"] - default["eval_loss"])
+        tiles.append(("difference", signed(change), f"{change / default['eval_loss']:+.1%}"))
+    of = f"of {results.planned} planned" if results.planned else ""
+    tiles.append(("trials", str(len(results.searched)), standing(results) or of))
+    return tiles
+
+
+def _confirm_rows(results: Results) -> list[list[str]]:
+    rows = []
+    for row in results.confirm.itertuples():
+        interval = "" if pd.isna(row.low) else f"{signed(row.low)} to {signed(row.high)}"
+        rows.append(
+            [
+                "default" if row.trial == 0 else f"trial {row.trial}",
+                f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
+                f"{number(row.mean, 'loss')} ± {number(row.spread, 'loss')}",
+                number(row.metric, results.metric),
+                "" if pd.isna(row.difference) else signed(row.difference),
+                interval,
+            ]
+        )
+    return rows
+
+
+def _cost(results: Results) -> list[tuple[str, str]]:
+    tokens = float(results.trials["tokens"].sum())
+    cost = [("wall time", duration(results.seconds)), ("tokens", count(tokens))]
+    if results.seconds > 0 and tokens:
+        cost.append(("tokens per second", count(tokens / results.seconds)))
+    if results.hosts:
+        full = [host["occupancy"] for host in results.hosts if host.get("occupancy") is not None]
+        if full:
+            cost.append(("packs filled", f"{sum(full) / len(full):.0%}"))
+        for key in ("requests", "retries"):
+            cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
+        waited = sum(host.get("wait_s") or 0 for host in results.hosts)
+        cost.append(("waiting for the backbone", duration(float(waited))))
+    stopped = results.counts.get(Status.STOPPED, 0)
+    if stopped:
+        cost.append(("stopped early", plural(stopped, "trial")))
+    return cost
+
+
+def _json(data: Any) -> str:
+    """JSON that may stand inside a script element: no NaN, and no `<` that could end it."""
+    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if value is None or value is pd.NA:
+        return None
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        # More than the page shows, less than a float's 17 digits; the tables keep them all.
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+@lru_cache(maxsize=1)
+def _plotly() -> str:
+    """plotly.js, gzipped and in base64: 2 MB instead of 4.8, unpacked by the browser itself."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tune_app.results", "assets"),
+        autoescape=select_autoescape(["html", "j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    folder = files("tune_app.results") / "assets"
+    environment.globals["css"] = (folder / "page.css").read_text("utf-8")
+    environment.globals["js"] = (folder / "page.js").read_text("utf-8")
+    environment.filters["number"] = number
+    return environment

@@ -1,0 +1,114 @@
+"""The command: `python -m tune_app.search`. Check everything, run the search, show what it found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from tune_app.checks import check_everything
+from tune_app.config import ConfigError, SearchConfig
+from tune_app.flags import parse_search_args
+from tune_app.live import LiveView
+from tune_app.results import summary, write_tables
+from tune_app.run_dir import RunDir
+
+
+class Ending:
+    """Why the search should end, once something says so: a budget, or Ctrl-C."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.reason: str | None = None
+        self._tokens_left = config.token_budget
+        self._deadline = None
+        if config.time_budget is not None:
+            self._deadline = time.monotonic() + config.time_budget
+        self._tokens: dict[int, int] = {}
+
+    def __call__(self) -> bool:
+        if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
+            self.reason = "the time budget is spent"
+        return self.reason is not None
+
+    def listen(self, event: dict) -> None:
+        """Adds up the tokens that trials report."""
+        if event["event"] == "report" and self._tokens_left is not None:
+            self._tokens[event["trial"]] = event["tokens"]
+            if self.reason is None and sum(self._tokens.values()) >= self._tokens_left:
+                self.reason = "the token budget is spent"
+
+
+@contextmanager
+def interruptible(ending: Ending, live: LiveView) -> Iterator[None]:
+    """The first Ctrl-C ends the search and shows its results; the second one ends the command."""
+
+    def on_interrupt(signum, frame):
+        if ending.reason is not None:
+            raise KeyboardInterrupt
+        ending.reason = "interrupted"
+        live.say("Ctrl-C: ending the search; once more to leave at once")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 when the search has shown results, 2 for a user's mistake, 130 after Ctrl-C."""
+    try:
+        config = parse_search_args(argv)
+        space = check_everything(config)
+        if config.dry_run:
+            from tune_app.dry_run import dry_run
+
+            print(dry_run(config, space))
+            return 0
+        run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        with run.lock():
+            return run_search(replace(config, out=run.path), space, run)
+    except ConfigError as error:
+        print(
+            f"tune_app.search: {error}" if len(error.messages) == 1 else str(error), file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def run_search(config: SearchConfig, space, run: RunDir) -> int:
+    """Runs or resumes the search in `run`, then confirms, then shows what it found."""
+    from tune_app.cluster import cluster
+    from tune_app.tuning import confirm, search
+
+    live, ending = LiveView(config.trials, quiet=config.quiet), Ending(config)
+    with interruptible(ending, live), cluster(config, progress=live.progress) as machines:
+        live.say(f"run directory: {run.path}")
+        for note in machines.about["notes"]:
+            live.say(f"note: {note}")
+        if machines.dashboard:
+            live.say(f"Ray dashboard: {machines.dashboard}  (token: ray get-auth-token)")
+        search(config, space, run, machines, live, ending)
+        confirm(config, run, machines, live, ending)
+    live.close()
+    print(summary(write_tables(run), width=_terminal_width()))
+    return 130 if ending.reason == "interrupted" else 0
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 100
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""The search itself: Ray Tune with Optuna over the hosts, and the proof of what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import BasicVariantGenerator
+
+from tune_app.cluster import Cluster
+from tune_app.config import SearchConfig
+from tune_app.live import LiveView
+from tune_app.optuna_space import SearchSpace
+from tune_app.recorder import Recorder
+from tune_app.reports import evaluation_steps
+from tune_app.results import load
+from tune_app.run_dir import RunDir
+from tune_app.searcher import METRIC, STUDY_NAME, StudySearcher, build_sampler, requeue_unfinished
+from tune_app.trainable import run_trial
+from tune_app.trial_job import trial_name
+
+if TYPE_CHECKING:
+    from tune_app.search import Ending
+
+# Padded tokens that keep the packs in flight full: about two packs of the Petals client's 1,024.
+_TOKENS_AT_ONCE = 2048
+_MOST_TRIALS_AT_ONCE = 16  # beyond it, a sampler would suggest most of a search blindly
+_RETRIES = 2  # of a trial whose host or swarm failed
+_FIRST_CONFIRMATION = 100_000  # their numbers: far from those of the study, which may grow
+_TINY_CPU = 0.001  # a trial only waits; the host does the work
+
+
+def default_concurrency(config: SearchConfig) -> int:
+    """Trials at once, so that their rows fill the packs: more would only wait for each other."""
+    row_tokens = config.prompt_length + config.max_length
+    wanted = -(-_TOKENS_AT_ONCE // (config.batch_size * row_tokens)) * (config.hosts or 1)
+    return max(2, min(wanted, _MOST_TRIALS_AT_ONCE, config.trials))
+
+
+def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
+    """Ray Tune's scheduler of that name, with rungs at steps at which trials are evaluated."""
+    if name == "none":
+        return FIFOScheduler()
+    common: dict[str, Any] = {"time_attr": "step"}
+    first = evaluation_steps(steps)[0]
+    if name == "asha":
+        # Halving at each rung (first evaluation, twice and four times as far): with so few
+        # evaluations a factor of 3 would judge once and let half of the hopeless ones through.
+        return AsyncHyperBandScheduler(
+            **common, max_t=steps + 1, grace_period=first, reduction_factor=2
+        )
+    if name == "median":
+        return MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
+    if name == "hyperband":
+        return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
+    return PopulationBasedTraining(
+        **common,
+        perturbation_interval=first,
+        # By factors of 0.8 and 1.2 only: the space's own bounds are Optuna's to know.
+        hyperparam_mutations={"job": {"trial": {"lr": tune.loguniform(1e-4, 1e-1)}}},
+        resample_probability=0.0,
+        synch=False,
+    )
+
+
+class _EndSearch(tune.Stopper):
+    """Stops all trials as soon as the search is to end."""
+
+    def __init__(self, ending: Callable[[], bool]) -> None:
+        self._ending = ending
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False  # trials end by themselves, or by the trial scheduler
+
+    def stop_all(self) -> bool:
+        return self._ending()
+
+
+def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
+    """The study's storage: the run's own SQLite file, or --storage."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.storages.get_storage(config.storage or f"sqlite:///{run.study_db}")
+
+
+def open_study(storage: optuna.storages.BaseStorage) -> optuna.Study:
+    return optuna.create_study(
+        study_name=STUDY_NAME, storage=storage, direction="minimize", load_if_exists=True
+    )
+
+
+def search(
+    config: SearchConfig,
+    space: SearchSpace,
+    run: RunDir,
+    machines: Cluster,
+    live: LiveView,
+    ending: Ending,
+) -> None:
+    """Runs what is left of the search's trials; every finished one is in the study and the events.
+
+    The study and the events of an earlier call in the same run directory are gone on with.
+    """
+    storage = open_storage(config, run)
+    study, base = open_study(storage), config.base_trial()
+    resumed = bool(study.get_trials(deepcopy=False))
+    if resumed:
+        requeue_unfinished(study)
+    else:
+        for first in space.first_trials(base, config.trial):
+            first.enqueue(study)
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    recorder = Recorder(run, _both(live, ending), ending)
+    recorder.record(
+        "search_resumed" if resumed else "search_started",
+        trials=config.trials,
+        task=config.task,
+        metric="accuracy" if config.task == "classification" else "perplexity",
+        sampled=list(space.sampled_names),
+        fingerprint=machines.about["fingerprint"],
+    )
+    left = config.trials - len(done)
+    if left > 0 and not ending():
+        searcher = StudySearcher(
+            space,
+            base,
+            storage=storage,
+            # Suggestions of a resumed search must not repeat those of its beginning.
+            sampler=build_sampler(config.sampler, config.seed + len(done)),
+            settings=_settings(config, run),
+            stopping=ending,
+        )
+        _fit(
+            config,
+            run,
+            machines,
+            name="search",
+            trials=left,
+            searcher=searcher,
+            scheduler=build_trial_scheduler(config.scheduler, config.steps),
+            recorder=recorder,
+            ending=ending,
+        )
+    recorder.record(
+        "search_ended", reason=ending.reason or "all trials are done", hosts=machines.counters()
+    )
+
+
+def confirm(
+    config: SearchConfig, run: RunDir, machines: Cluster, live: LiveView, ending: Ending
+) -> None:
+    """Trains the best configs and the documented default again, each with the same fresh seeds,
+    and judges them on the test split; the results are `confirm` runs in the events."""
+    results = load(run)
+    if config.confirm == 0 or ending() or results.default is None:
+        return
+    best = [int(trial) for trial in results.finished["trial"] if trial != 0][: config.confirm]
+    if not best:
+        return
+    done = {
+        (event["of"], event["config"]["seed"])
+        for event in run.events()
+        if event["event"] == "trial_started" and event["trial"] in _confirmed(run)
+    }
+    jobs = []
+    for of in [0, *best]:
+        for seed in range(1, config.confirm_seeds + 1):
+            trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
+            if (of, trial["seed"]) not in done:
+                number = _FIRST_CONFIRMATION + of * 100 + seed
+                jobs.append({"number": number, "origin": "confirm", "of": of, "trial": trial})
+    if not jobs:
+        return
+    live.say(
+        f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
+    )
+    live.expect(len(jobs))
+    settings = _settings(config, run) | {"test": True, "hand_over": False}
+    recorder = Recorder(run, _both(live, ending), ending)
+    _fit(
+        config,
+        run,
+        machines,
+        name="confirm",
+        trials=1,  # of the grid
+        searcher=BasicVariantGenerator(),
+        scheduler=FIFOScheduler(),
+        recorder=recorder,
+        ending=ending,
+        param_space={"job": tune.grid_search([job | settings for job in jobs])},
+    )
+    recorder.record("search_ended", reason=ending.reason or "", hosts=machines.counters())
+
+
+def _confirmed(run: RunDir) -> set[int]:
+    """Numbers of the confirmation runs that have ended."""
+    return {
+        event["trial"]
+        for event in run.events()
+        if event["event"] == "trial_ended" and event["trial"] >= _FIRST_CONFIRMATION
+    }
+
+
+def _trial_name(trial: Any) -> str:
+    return trial_name(trial.config["job"]["number"])
+
+
+def _settings(config: SearchConfig, run: RunDir) -> dict[str, Any]:
+    """What each trial gets beside its number and its TrialConfig."""
+    return {
+        "run": str(run.path),
+        "test": False,
+        "hand_over": config.scheduler == "pbt",
+    }
+
+
+def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
+    def listen(event: dict[str, Any]) -> None:
+        ending.listen(event)
+        live.listen(event)
+
+    return listen
+
+
+def _fit(
+    config: SearchConfig,
+    run: RunDir,
+    machines: Cluster,
+    *,
+    name: str,
+    trials: int,
+    searcher: Any,
+    scheduler: TrialScheduler,
+    recorder: Recorder,
+    ending: Callable[[], bool],
+    param_space: dict[str, Any] | None = None,
+) -> None:
+    """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
+    trainable = tune.with_parameters(
+        run_trial, hosts=machines.hosts, connection=machines.connection
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": _TINY_CPU}),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=trials,
+            max_concurrent_trials=config.concurrency or default_concurrency(config),
+            reuse_actors=config.scheduler != "pbt",
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(run.ray),
+            stop=_EndSearch(ending),
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            verbose=1 if config.verbose else 0,
+        ),
+    )
+    tuner.fit()
