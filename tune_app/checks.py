@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from tune_app.config import ConfigError, SearchConfig, check_search_config
 from tune_app.model_folder import model_folder, positions
 from tune_app.optuna_space import SearchSpace
+from tune_app.run_dir import RunDir
 from tune_app.search_space import load_space
 
 _PEER_TIMEOUT_S = 5.0
@@ -31,9 +32,67 @@ def check_everything(config: SearchConfig) -> SearchSpace:
         messages += _check_peers(config)
     if not any(message.startswith(("--train", "--valid", "--test")) for message in messages):
         messages += _check_data(config)
+    if config.resume is not None and space is not None and not messages:
+        messages += _check_resumed(config, space, RunDir(config.resume))
     if messages or space is None:
         raise ConfigError(messages)
     return space
+
+
+# What makes trials of one study comparable.
+_SAME_IN_A_RUN = (
+    "task",
+    "train",
+    "valid",
+    "test",
+    "text_column",
+    "label_column",
+    "model",
+    "dtype",
+    "tuning_mode",
+    "prompt_length",
+    "steps",
+    "batch_size",
+    "max_length",
+)
+
+
+def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> list[str]:
+    """What differs from the run that is gone on with, where its trials would not compare."""
+    if not run.search_yaml.is_file():  # it was killed before its first trial
+        return []
+    before = SearchConfig.from_yaml(run.search_yaml)
+    messages = [
+        f"--{name.replace('_', '-')}: differs from what the run began with "
+        f"({getattr(before, name)}, now {getattr(config, name)})."
+        for name in _SAME_IN_A_RUN
+        if getattr(before, name) != getattr(config, name)
+    ]
+    old_space = load_space(str(run.space_yaml))
+    messages += [f"--space: {change}." for change in old_space.difference(space)]
+    if config.allow_changed_space:
+        return [
+            f"--space: Optuna cannot use the old trials, because {name} has other choices or is "
+            "of another kind now; start a new search."
+            for name in old_space.incompatible_with(space)
+        ]
+    if messages:
+        messages.append(
+            "A run goes on with the same space, model and data, or the trials do not compare; "
+            "start a new one with another --out, or add --allow-changed-space."
+        )
+    return messages
+
+
+def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None:
+    """Raises ConfigError where a resumed run's data are not those that it began with."""
+    before = next((e for e in run.events() if e["event"] == "search_started"), None)
+    if before is None or config.allow_changed_space or before["fingerprint"] == fingerprint:
+        return
+    raise ConfigError(
+        "--resume: the data have changed since the run began (same names, other rows); start a "
+        "new one with another --out, or add --allow-changed-space."
+    )
 
 
 def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:
@@ -61,8 +120,8 @@ def _longest_prompt(config: SearchConfig, space: SearchSpace) -> int:
     if isinstance(distribution, IntDistribution):
         return distribution.high
     if isinstance(distribution, CategoricalDistribution):
-        return max(distribution.choices)
-    return space.fixed.get("prompt_length", config.prompt_length)
+        return max(int(str(choice)) for choice in distribution.choices)
+    return int(space.fixed.get("prompt_length", config.prompt_length))
 
 
 def _check_peers(config: SearchConfig) -> list[str]:

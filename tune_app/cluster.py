@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.services
 
 from tune_app.config import ConfigError, SearchConfig
 from tune_app.host import TrialHost
@@ -112,6 +112,9 @@ def _ray(config: SearchConfig) -> Iterator[str]:
                 f"--address: no Ray cluster answers at {config.address!r}: {error}"
             ) from error
     else:
+        # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
+        # that step everything it opens is on loopback.
+        ray._private.services.resolve_ip_for_localhost = lambda host: host
         context = ray.init(
             num_cpus=os.cpu_count(),
             include_dashboard=True,
@@ -126,11 +129,6 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
-
-
-def dashboard_token() -> str:
-    """How to log in to the dashboard: the command that prints Ray's token."""
-    return f"{Path(sys.executable).parent / 'ray'} get-auth-token"
 
 
 def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:

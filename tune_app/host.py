@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ from tune_app.trial_job import Connection, TrialJob
 if TYPE_CHECKING:  # they import torch
     from tune_app.backbones import Backbone
     from tune_app.backbones.packer import Packer
+    from tune_app.backbones.packing import Answer, Request
 
 # A trial that has not asked for so long is gone, and its training with it.
 _ABANDONED_S = 60.0
-# A host that has no swarm at the moment answers a trial within this time, so that it can be stopped.
+# A host with no news answers a trial within this time all the same, so that it can be stopped.
 _POLL_S = 0.5
 
 
@@ -36,6 +38,7 @@ class _Stop(Exception):
 @dataclass
 class _RunningTrial:
     job: TrialJob
+    packer: Packer
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     stop: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
@@ -64,12 +67,15 @@ class TrialHost:
 
     def connect(self, connection: Connection) -> None:
         """Opens the backbone, unless it is open already. Raises BackboneUnavailable."""
+        self._connected(connection)
+
+    def _connected(self, connection: Connection) -> Packer:
         from tune_app.backbones.packer import Packer
 
         with self._connecting:
             if self._packer is None:
-                self._backbone = open_backbone(self._config, self._model, connection)
-                self._packer = Packer(self._backbone)
+                self._packer = Packer(open_backbone(self._config, self._model, connection))
+            return self._packer
 
     def about(self) -> dict[str, Any]:
         """What the search wants to know of data and model."""
@@ -89,8 +95,8 @@ class TrialHost:
         """Begins to train; goes on from the job's checkpoint where there is one."""
         await self.stop(job.number)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self.connect, connection)
-        trial = _RunningTrial(job)
+        packer = await loop.run_in_executor(None, self._connected, connection)
+        trial = _RunningTrial(job, packer)
         self._trials[job.number] = trial
         threading.Thread(
             target=self._train, args=(trial, loop), name=f"trial-{job.number}", daemon=True
@@ -115,7 +121,9 @@ class TrialHost:
 
     def counters(self) -> dict[str, Any]:
         """What this host has done so far, for the run directory's events."""
-        counters, traffic = self._packer.counters, self._backbone.traffic
+        if self._packer is None:
+            return {"host": self.name}
+        counters, traffic = self._packer.counters, self._packer.backbone.traffic
         active_s = max(counters.active_s(), 1e-9)
         return {
             "host": self.name,
@@ -133,8 +141,9 @@ class TrialHost:
     def close(self) -> None:
         for number in list(self._trials):
             self._trials.pop(number).stop.set()
-        self._packer.close()
-        self._backbone.close()
+        if self._packer is not None:
+            self._packer.close()
+            self._packer.backbone.close()
 
     # ------------------------------------------------------------------- in the trial's own thread
 
@@ -145,7 +154,7 @@ class TrialHost:
             loop.call_soon_threadsafe(trial.updates.put_nowait, update)
 
         try:
-            with self._packer.member():
+            with trial.packer.member():
                 self._run(trial, send)
             send(Update(done=True))
         except _Stop:
@@ -155,19 +164,19 @@ class TrialHost:
         except Exception:
             send(Update(error=traceback.format_exc()))
 
-    def _run(self, trial: _RunningTrial, send) -> None:
+    def _run(self, trial: _RunningTrial, send: Callable[[Update], None]) -> None:
         from tune_app.prompts import PromptTunedModel
         from tune_app.training import TrainingRun, test_metrics
 
         job, data = trial.job, self._data
 
-        def run_request(request):
+        def run_request(request: Request) -> Answer:
             if trial.stop.is_set() or time.monotonic() - trial.asked_at > _ABANDONED_S:
                 raise _Stop
-            return self._packer.run(request)
+            return trial.packer.run(request)
 
         model = PromptTunedModel(
-            self._backbone, run_request, data.task, len(data.class_names), job.config
+            trial.packer.backbone, run_request, data.task, len(data.class_names), job.config
         )
         run = TrainingRun(model, data, job.config)
         file = job.checkpoint / "state.pt"

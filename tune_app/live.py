@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from tune_app.config import SearchConfig
 from tune_app.results.words import duration, number
+from tune_app.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from tune_app.cluster import Cluster
 
 
 class LiveView:
     """Listens to the search's events and keeps the person at the terminal informed."""
 
-    def __init__(self, planned: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._planned, self._quiet = planned, quiet
+    def __init__(self, config: SearchConfig, run: RunDir, stream: TextIO | None = None) -> None:
+        self._run, self._planned, self._quiet = run, config.trials, config.quiet
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._began, self._running, self._ended = time.monotonic(), set[int](), 0
         self._losses: dict[int, float] = {}
         self._best: tuple[float, int] | None = None
+
+    def __enter__(self) -> LiveView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def introduce(self, machines: Cluster) -> None:
+        """What is known before the first trial: where the results go, where to watch."""
+        self.say(f"run directory: {self._run.path}")
+        for note in machines.about["notes"]:
+            self.say(f"note: {note}")
+        if machines.dashboard:
+            self.say(
+                f"Ray dashboard: {machines.dashboard} (it asks for the token that "
+                "`ray get-auth-token` prints)"
+            )
 
     def say(self, text: str) -> None:
         """A line of its own, above the live one."""
@@ -39,7 +61,7 @@ class LiveView:
         self._planned += runs
 
     def listen(self, event: dict[str, Any]) -> None:
-        kind, trial = event["event"], event.get("trial")
+        kind, trial = event["event"], int(event.get("trial", -1))
         if kind == "trial_started":
             self._running.add(trial)
         elif kind == "report":
@@ -54,9 +76,6 @@ class LiveView:
                 reason = f" ({event['reason']})" if event["reason"] else ""
                 self.say(f"trial {trial}: {event['status']}, loss {number(loss)}{reason}")
         self._draw()
-
-    def close(self) -> None:
-        self._erase()
 
     def _draw(self) -> None:
         if self._quiet or not self._is_terminal:

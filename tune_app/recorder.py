@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 
 from tune_app.run_dir import RunDir, Status
 from tune_app.trial_job import number_of
@@ -45,7 +46,9 @@ class Recorder(tune.Callback):
         self._run.append_event(entry)
         self._listen(entry)
 
-    def on_trial_start(self, iteration, trials, trial, **info):
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         if trial.trial_id in self._started:
             return  # Ray starts it again after a failure: the same trial goes on
         self._started.add(trial.trial_id)
@@ -59,14 +62,25 @@ class Recorder(tune.Callback):
             **of,
         )
 
-    def on_trial_result(self, iteration, trials, trial, result, **info):
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
         values = {name: result[name] for name in _REPORTED if name in result}
         self.record("report", trial=number_of(str(trial)), **values)
 
-    def on_trial_recover(self, iteration, trials, trial, **info):
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self.record("trial_retried", trial=number_of(str(trial)), reason=_reason(trial))
 
-    def on_trial_complete(self, iteration, trials, trial, **info):
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         last, steps = trial.last_result or {}, trial.config["job"]["trial"]["steps"]
         if last.get("diverged"):
             self._end(trial, Status.DIVERGED, "the loss exploded or was not finite")
@@ -75,15 +89,17 @@ class Recorder(tune.Callback):
         elif not self._stopping():
             self._end(trial, Status.STOPPED, f"behind the others at step {last.get('step', 0)}")
 
-    def on_trial_error(self, iteration, trials, trial, **info):
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._end(trial, Status.FAILED, _reason(trial))
 
-    def _end(self, trial, status: Status, reason: str) -> None:
+    def _end(self, trial: Trial, status: Status, reason: str) -> None:
         number = number_of(str(trial))
         self.record("trial_ended", trial=number, status=str(status), reason=reason)
 
 
-def _reason(trial) -> str:
+def _reason(trial: Trial) -> str:
     """The last line of a trial's error that says something."""
     try:
         lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The command: `python -m tune_app.search`. Check everything, run the search, show what it found."""
+"""The command `python -m tune_app.search`: check everything, search, show what was found."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from tune_app.checks import check_everything
+from tune_app.checks import check_everything, check_same_data
 from tune_app.config import ConfigError, SearchConfig
+from tune_app.dry_run import dry_run
 from tune_app.flags import parse_search_args
 from tune_app.live import LiveView
+from tune_app.optuna_space import SearchSpace
 from tune_app.results import summary, write_tables
 from tune_app.run_dir import RunDir
 
@@ -36,7 +40,7 @@ class Ending:
             self.reason = "the time budget is spent"
         return self.reason is not None
 
-    def listen(self, event: dict) -> None:
+    def listen(self, event: dict[str, Any]) -> None:
         """Adds up the tokens that trials report."""
         if event["event"] == "report" and self._tokens_left is not None:
             self._tokens[event["trial"]] = event["tokens"]
@@ -48,7 +52,7 @@ class Ending:
 def interruptible(ending: Ending, live: LiveView) -> Iterator[None]:
     """The first Ctrl-C ends the search and shows its results; the second one ends the command."""
 
-    def on_interrupt(signum, frame):
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
         if ending.reason is not None:
             raise KeyboardInterrupt
         ending.reason = "interrupted"
@@ -67,40 +71,43 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_search_args(argv)
         space = check_everything(config)
         if config.dry_run:
-            from tune_app.dry_run import dry_run
-
             print(dry_run(config, space))
             return 0
         run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
         with run.lock():
             return run_search(replace(config, out=run.path), space, run)
     except ConfigError as error:
-        print(
-            f"tune_app.search: {error}" if len(error.messages) == 1 else str(error), file=sys.stderr
-        )
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; go on with --resume", file=sys.stderr)
+        print("left at once; go on with --resume", file=sys.stderr)
         return 130
 
 
-def run_search(config: SearchConfig, space, run: RunDir) -> int:
-    """Runs or resumes the search in `run`, then confirms, then shows what it found."""
+def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
+    """Runs or resumes the search in `run`, confirms its best, and shows what it found."""
+    # Imported here: they need a second, which a user's mistake should not have to wait for.
     from tune_app.cluster import cluster
     from tune_app.tuning import confirm, search
 
-    live, ending = LiveView(config.trials, quiet=config.quiet), Ending(config)
-    with interruptible(ending, live), cluster(config, progress=live.progress) as machines:
-        live.say(f"run directory: {run.path}")
-        for note in machines.about["notes"]:
-            live.say(f"note: {note}")
-        if machines.dashboard:
-            live.say(f"Ray dashboard: {machines.dashboard}  (token: ray get-auth-token)")
+    live, ending = LiveView(config, run), Ending(config)
+    with interruptible(ending, live), live, cluster(config, progress=live.progress) as machines:
+        check_same_data(config, run, machines.about["fingerprint"])
+        run.write_atomic(run.search_yaml, config.to_yaml())
+        run.write_atomic(run.space_yaml, space.text)
+        live.introduce(machines)
         search(config, space, run, machines, live, ending)
         confirm(config, run, machines, live, ending)
-    live.close()
-    print(summary(write_tables(run), width=_terminal_width()))
+    print(write_results(run))
     return 130 if ending.reason == "interrupted" else 0
+
+
+def write_results(run: RunDir) -> str:
+    """Tables, report and prompts of the run; the summary for the terminal."""
+    results = write_tables(run)
+    text = summary(results, width=_terminal_width())
+    run.write_atomic(run.summary_txt, text)
+    return text
 
 
 def _terminal_width() -> int:

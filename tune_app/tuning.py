@@ -27,7 +27,7 @@ from tune_app.results import load
 from tune_app.run_dir import RunDir
 from tune_app.searcher import METRIC, STUDY_NAME, StudySearcher, build_sampler, requeue_unfinished
 from tune_app.trainable import run_trial
-from tune_app.trial_job import trial_name
+from tune_app.trial_job import number_of, trial_name
 
 if TYPE_CHECKING:
     from tune_app.search import Ending
@@ -56,11 +56,15 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
     if name == "asha":
         # Halving at each rung (first evaluation, twice and four times as far): with so few
         # evaluations a factor of 3 would judge once and let half of the hopeless ones through.
-        return AsyncHyperBandScheduler(
-            **common, max_t=steps + 1, grace_period=first, reduction_factor=2
+        return _never_stops_default(
+            AsyncHyperBandScheduler(
+                **common, max_t=steps + 1, grace_period=first, reduction_factor=2
+            )
         )
     if name == "median":
-        return MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
+        return _never_stops_default(
+            MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
+        )
     if name == "hyperband":
         return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
     return PopulationBasedTraining(
@@ -71,6 +75,18 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
         resample_probability=0.0,
         synch=False,
     )
+
+
+def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
+    """The documented default runs to its end: the answer is stated against it."""
+    decide = scheduler.on_trial_result
+
+    def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = decide(controller, trial, result)
+        return TrialScheduler.CONTINUE if number_of(str(trial)) == 0 else decision
+
+    scheduler.on_trial_result = on_trial_result
+    return scheduler
 
 
 class _EndSearch(tune.Stopper):
