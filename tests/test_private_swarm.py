@@ -29,6 +29,7 @@ def model(tmp_path_factory) -> Path:
 def connect(model):
     """A function that opens a Petals client to a swarm; closed in order at the end of the test."""
     import tune_app.petals_compat  # noqa: F401, I001
+    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
     from petals import AutoDistributedModelForCausalLM
 
     opened = []
@@ -48,6 +49,7 @@ def connect(model):
     for client in opened:
         manager = client.model.layers.sequence_manager
         manager.shutdown()
+        RemoteExpertWorker.run_coroutine(manager.state.p2p.shutdown())
         manager.dht.shutdown()
 
 

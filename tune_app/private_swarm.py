@@ -14,10 +14,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,10 +30,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tune_app.checkpoint import check_checkpoint
-from tune_app.config import ConfigError, did_you_mean
+from tune_app.config import ConfigError
+from tune_app.swarm_checks import DTYPES, check_swarm, dht_prefix_of
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _PARENT_CHECK_S = 0.3
 _SUPERVISE = "from tune_app.private_swarm import _supervise; _supervise()"
 
@@ -103,10 +100,10 @@ class PrivateSwarm:
         threads: of torch in each server; None: the processors divided by the servers
         Raises ConfigError with all mistakes found without importing torch.
         """
-        config = _check(model, servers, replicas, port, announce_ports, device, dtype)
+        layers = check_swarm(model, servers, replicas, port, announce_ports, device, dtype)
         model = Path(model).resolve()
         count = servers * replicas
-        edges = [i * config["layers"] // servers for i in range(servers + 1)]
+        edges = [i * layers // servers for i in range(servers + 1)]
         spans = [span for span in pairwise(edges) for _ in range(replicas)]
         self.dht_prefix = dht_prefix_of(model)
         self.max_batch_tokens = max_batch_tokens
@@ -202,73 +199,6 @@ def private_swarm(
         yield swarm
     finally:
         swarm.stop()
-
-
-def dht_prefix_of(model: str | Path) -> str:
-    """The name that a folder's blocks have in a swarm, after Petals' own rule for hub names.
-
-    So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
-    """
-    folder = Path(model).resolve()
-    name = re.sub(r"[.\s]", "-", folder.name)  # both mean something in hivemind's keys
-    family = json.loads((folder / "config.json").read_text())["model_type"]
-    suffix = {"llama": "-hf", "bloom": "-petals"}.get(family, "")
-    return name if name.endswith(suffix) else name + suffix
-
-
-# ---------------------------------------------------------------- checks, before anything starts
-
-
-def _check(
-    model: str | Path,
-    servers: int,
-    replicas: int,
-    port: int,
-    announce_ports: Sequence[int],
-    device: str | None,
-    dtype: str,
-) -> dict:
-    """Raises ConfigError, or returns {"layers": number of blocks}."""
-    mistakes: list[str] = []
-    layers = check_checkpoint(Path(model), mistakes)
-    if servers < 1 or (layers and servers > layers):
-        most = layers or "the number of the model's blocks"
-        mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
-    if replicas < 1:
-        mistakes.append(f"replicas must be at least 1, got {replicas}.")
-    if dtype not in _DTYPES:
-        mistakes.append(
-            f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}."
-            + did_you_mean(dtype, _DTYPES)
-        )
-    elif dtype == "float16" and device == "cpu":
-        mistakes.append("dtype float16 cannot be served by a cpu: use float32 or bfloat16.")
-    count = max(servers, 1) * max(replicas, 1)
-    if announce_ports and len(announce_ports) != count:
-        mistakes.append(
-            f"announce_ports must name one port for each of {count} servers, got {announce_ports}."
-        )
-    if port and not 0 < port <= 65536 - count:
-        mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
-    elif port:
-        for number in range(port, port + count):
-            if _in_use(number):
-                mistakes.append(
-                    f"port {number} on 127.0.0.1 is in use: choose another, or 0 for a free one."
-                )
-    if mistakes:
-        raise ConfigError(mistakes)
-    return {"layers": layers}
-
-
-def _in_use(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
 
 
 # ------------------------------------------------------------------- in the swarm's own processes
@@ -414,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
     parser.add_argument("--port", type=int, default=0, help="of the first server; 0: a free one")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; without: cuda where there is one")
-    parser.add_argument("--dtype", default="float32", help=", ".join(_DTYPES))
+    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
