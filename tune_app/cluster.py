@@ -116,6 +116,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         # that step everything it opens is on loopback.
         ray._private.services.resolve_ip_for_localhost = lambda host: host
         context = ray.init(
+            address="local",  # or Ray joins any cluster that it finds on this machine
             num_cpus=os.cpu_count(),
             include_dashboard=True,
             dashboard_host="127.0.0.1",
