@@ -1,0 +1,136 @@
+"""The trial host without Ray: several trials at once, each with its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tune_app.config import SearchConfig, TrialConfig
+from tune_app.host import TrialHost
+from tune_app.model_folder import model_folder
+from tune_app.reports import Update
+from tune_app.trial_job import Connection, TrialJob
+
+CONFIG = SearchConfig(backbone="local", device="cpu")
+SHORT = TrialConfig(steps=4, batch_size=2, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def host() -> TrialHost:
+    host = TrialHost("host-0", CONFIG, str(model_folder("demo")), threads=1)
+    host.connect(Connection())
+    yield host
+    host.close()
+
+
+async def updates_of(host: TrialHost, number: int) -> list[Update]:
+    updates: list[Update] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        update = await host.next_update(number)
+        if update.done or update.error is not None:
+            return [*updates, update]
+        if update.report is not None:
+            updates.append(update)
+    pytest.fail("no end within 60 s")
+
+
+def train(host: TrialHost, *jobs: TrialJob) -> list[list[Update]]:
+    async def together() -> list[list[Update]]:
+        for job in jobs:
+            await host.start(job, Connection())
+        updates = await asyncio.gather(*(updates_of(host, job.number) for job in jobs))
+        for job in jobs:
+            await host.stop(job.number)
+        return updates
+
+    return asyncio.run(together())
+
+
+def test_trials_that_share_a_host_report_what_each_reports_alone(
+    host: TrialHost, tmp_path: Path
+) -> None:
+    configs = [SHORT, TrialConfig(steps=4, batch_size=3, prompt_length=5, lr=1e-3)]
+    alone = [
+        train(host, TrialJob(i, config, tmp_path / f"alone-{i}"))[0]
+        for i, config in enumerate(configs)
+    ]
+    shared = train(
+        host, *(TrialJob(i, config, tmp_path / f"shared-{i}") for i, config in enumerate(configs))
+    )
+
+    for one, other in zip(alone, shared, strict=True):
+        assert [u.report["step"] for u in other if u.report] == [1, 2, 3, 4]
+        losses = [u.report["eval_loss"] for u in one if u.report]
+        assert [u.report["eval_loss"] for u in other if u.report] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_trial_that_cannot_train_fails_alone(host: TrialHost, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "state.pt").write_bytes(b"no checkpoint")
+
+    failed, fine = train(host, TrialJob(0, SHORT, broken), TrialJob(1, SHORT, tmp_path / "fine"))
+
+    assert failed[-1].error is not None
+    assert "Traceback" in failed[-1].error
+    assert fine[-1].done
+
+
+def test_a_trial_goes_on_from_its_checkpoint(host: TrialHost, tmp_path: Path) -> None:
+    first = train(host, TrialJob(0, SHORT, tmp_path / "a"))[0]
+
+    again = train(host, TrialJob(0, SHORT, tmp_path / "a"))[0]
+
+    # Nothing is left to train: the last report, which may have got lost, and the end.
+    assert [update.report for update in again] == [first[-2].report, None]
+    assert again[-1].done
+
+
+def test_a_stopped_trial_ends_its_thread(host: TrialHost, tmp_path: Path) -> None:
+    import threading
+
+    async def start_and_stop() -> None:
+        await host.start(
+            TrialJob(7, TrialConfig(steps=5000, batch_size=1), tmp_path / "long"), Connection()
+        )
+        await host.stop(7)
+
+    asyncio.run(start_and_stop())
+
+    deadline = time.monotonic() + 10
+    while any(thread.name == "trial-7" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert host.load() == 0
+
+
+def test_confirmation_judges_once_and_on_the_test_split(host: TrialHost, tmp_path: Path) -> None:
+    updates = train(host, TrialJob(0, SHORT, tmp_path / "test", test=True))[0]
+
+    reports = [update.report for update in updates if update.report]
+    assert [report["step"] for report in reports] == [4]
+    assert reports[0]["test_loss"] > 0
+    assert 0 <= reports[0]["test_accuracy"] <= 1
+
+
+def test_counters_tell_what_was_packed(host: TrialHost, tmp_path: Path) -> None:
+    before = host.counters()
+
+    train(host, TrialJob(0, SHORT, tmp_path / "counted"))
+
+    after = host.counters()
+    trained, evaluated = SHORT.steps * SHORT.batch_size, 4 * 128
+    assert after["rows"] - before["rows"] == trained + evaluated
+    assert 0 < after["occupancy"] <= 1
+    assert after["requests"] == 0  # nobody is asked where the model is in the process
+
+
+def test_a_host_that_is_asked_for_an_unknown_trial_says_so(host: TrialHost) -> None:
+    update = asyncio.run(host.next_update(12345))
+
+    assert update.unavailable
+    assert "does not know trial 12345" in (update.error or "")
