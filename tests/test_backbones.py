@@ -1,0 +1,263 @@
+"""One contract for all backbones: the numbers of Petals' own classes and of Hugging Face's models.
+
+Each family is served by one real private swarm; references are computed by code that shares nothing
+with tune_app: Petals' `AutoDistributedModelFor…` on the same swarm, and plain transformers models
+that see one unpadded row at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tests.tiny_models import write_tiny_model
+from tests.trials import CLASSES, MIXED, VOCAB, Spec, make_trial, same_bits
+from tune_app.backbones import BackboneUnavailable
+from tune_app.backbones.local import LocalBackbone
+from tune_app.backbones.packing import Part, run_pack
+from tune_app.private_swarm import private_swarm
+
+# Rows of different lengths, so that there is padding, and one that fills the batch.
+LENGTHS = (9, 4, 6)
+PROMPT = 3
+TASKS = ("causal-lm", "classification")
+MODES = ("ptune", "deep_ptune")
+
+
+@pytest.fixture(scope="module", params=["llama", "llama-gqa", "bloom", "falcon"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return write_tiny_model(family, tmp_path_factory.mktemp("models") / family, vocab=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    return LocalBackbone(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    with private_swarm(folder, threads=1) as swarm:
+        yield swarm
+
+
+@pytest.fixture(scope="module")
+def swarm(folder, served):
+    from tune_app.backbones.swarm import SwarmBackbone
+
+    backbone = SwarmBackbone(
+        folder, peers=served.peers, dht_prefix=served.dht_prefix, dtype="float32"
+    )
+    yield backbone
+    backbone.close()
+
+
+@pytest.fixture(params=["local", pytest.param("swarm", marks=pytest.mark.swarm)])
+def backbone(request, folder):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def petals_models(folder, served):
+    """A function (task, tuning mode) -> Petals' own model, closed in order at the end."""
+    import tune_app.petals_compat  # noqa: F401, I001
+    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
+    from petals import (
+        AutoDistributedModelForCausalLM,
+        AutoDistributedModelForSequenceClassification,
+    )
+
+    opened = {}
+
+    def open_model(task: str, mode: str):
+        if (task, mode) in opened:
+            return opened[task, mode]
+        by_task = {
+            "causal-lm": AutoDistributedModelForCausalLM,
+            "classification": AutoDistributedModelForSequenceClassification,
+        }
+        model = by_task[task].from_pretrained(
+            str(folder),
+            initial_peers=served.peers,
+            dht_prefix=served.dht_prefix,
+            torch_dtype=torch.float32,
+            tuning_mode=mode,
+            pre_seq_len=PROMPT,
+            num_labels=CLASSES,
+            max_retries=2,
+        )
+        opened[task, mode] = model
+        return model
+
+    yield open_model
+    for model in opened.values():
+        manager = model.transformer.h.sequence_manager
+        manager.shutdown()
+        RemoteExpertWorker.run_coroutine(manager.state.p2p.shutdown())
+        manager.dht.shutdown()
+
+
+def assert_same(trial, loss, prompt, deep, score):
+    """Loss and gradients of our trial (backward done) against a reference's."""
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    torch.testing.assert_close(trial.loss, loss, **close)
+    model = trial.model
+    for ours, theirs in (
+        (model.prompt_embeddings, prompt),
+        (model.intermediate_prompt_embeddings, deep),
+        (model.score, score),
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.grad.abs().max() > 1e-4  # or the comparison would say nothing
+            torch.testing.assert_close(ours.grad, theirs, **close)
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    return request.param
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def trial(backbone, task, mode):
+    """A trial on the backbone whose loss and gradients are there."""
+    trial = make_trial(backbone, Spec(task, mode, PROMPT, LENGTHS, seed=5))
+    trial.loss = trial.model(trial.batch)
+    trial.loss.backward()
+    trial.loss = trial.loss.detach()
+    return trial
+
+
+@pytest.mark.swarm
+def test_same_loss_and_gradients_as_petals_own_classes(trial, task, mode, petals_models):
+    model, ours = petals_models(task, mode), trial.model
+    # The other parameters of Petals' classes are frozen, but for an unused head.
+    embeddings = model.transformer.prompt_embeddings.weight
+    deep = score = None
+    with torch.no_grad():
+        embeddings.copy_(ours.prompt_embeddings)
+        if mode == "deep_ptune":
+            deep = model.transformer.intermediate_prompt_embeddings.weight
+            deep.copy_(ours.intermediate_prompt_embeddings)
+        if task == "classification":
+            score = model.score.weight
+            score.copy_(ours.score)
+    model.zero_grad()
+    loss = model(trial.batch.tokens_BT, labels=trial.batch.labels).loss
+    loss.backward()
+    grads = [None if weight is None else weight.grad for weight in (embeddings, deep, score)]
+    assert_same(trial, loss.detach(), *grads)
+
+
+def test_same_loss_and_gradients_as_hugging_face(trial, task, folder):
+    assert_same(trial, *hugging_face_reference(trial, task, folder))
+
+
+def hugging_face_reference(trial, task, folder):
+    """(loss, gradients of prompt, deep prompts and head): one row at a time, without padding."""
+    leaf = {name: p.detach().clone().requires_grad_() for name, p in trial.model.named_parameters()}
+    prompt = leaf["prompt_embeddings"]
+    deep, score = leaf.get("intermediate_prompt_embeddings"), leaf.get("score")
+    if task == "causal-lm":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=CLASSES)
+    model.eval().requires_grad_(False)
+    base = model.base_model
+    if deep is not None:
+        layers = base.layers if hasattr(base, "layers") else base.h
+        deep_PLH = deep.view(PROMPT, len(layers), -1)
+        for i, layer in enumerate(layers):
+
+            def with_deep_prompt(hidden, *args, i=i, inner=layer.forward, **kwargs):
+                zeros = torch.zeros(1, hidden.shape[1] - PROMPT, hidden.shape[2])
+                return inner(hidden + torch.cat([deep_PLH[None, :, i], zeros], 1), *args, **kwargs)
+
+            layer.forward = with_deep_prompt
+    total, count = 0.0, 0
+    for tokens, label, length in zip(
+        trial.batch.tokens_BT, trial.batch.labels, trial.batch.lengths_B.tolist(), strict=True
+    ):
+        text = base.get_input_embeddings()(tokens[None, :length])
+        embeds = torch.cat([prompt[None], text], dim=1)
+        if task == "causal-lm":
+            # as in Petals, no prompt position predicts anything, so nothing predicts token 0
+            labels = torch.cat([torch.full((PROMPT + 1,), -100), tokens[1:length]])
+            weight, loss = length - 1, model(inputs_embeds=embeds, labels=labels[None]).loss
+        else:
+            hidden = base(inputs_embeds=embeds).last_hidden_state
+            weight, loss = 1, F.cross_entropy(hidden[:, -1] @ score.T, label[None])
+        total, count = total + weight * loss, count + weight
+    loss = total / count
+    loss.backward()
+    grads = [None if weight is None else weight.grad for weight in (prompt, deep, score)]
+    return loss.detach(), *grads
+
+
+def test_evaluation_is_the_loss_that_trains(trial, task):
+    evaluation = trial.model.evaluate([trial.batch])
+    assert evaluation.loss == pytest.approx(trial.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1000.0], ids=["nan", "inf", "x1000"])
+def test_what_one_trial_does_leaves_the_others_of_its_pack_alone(backbone, value):
+    """At the same shape of the pack every bit of the others stays as it was."""
+    requests = [make_trial(backbone, spec).request() for spec in MIXED]
+    parts = [Part(i, slice(0, request.rows)) for i, request in enumerate(requests)]
+    before = run_pack(backbone, requests, parts)
+    for victim, request in enumerate(requests):
+        deep = request.deep_LPH
+        requests_now = list(requests)
+        requests_now[victim] = replace(
+            request,
+            prompt_PH=request.prompt_PH * value,
+            deep_LPH=None if deep is None else deep * value,
+        )
+        after = run_pack(backbone, requests_now, parts)
+        for i, (was, now) in enumerate(zip(before, after, strict=True)):
+            assert same_bits(was, now) == (i != victim)
+
+
+def test_packs_respect_the_limits_that_the_backbone_names(backbone):
+    """A pack as large as the limit allows goes through."""
+    limits = backbone.limits
+    assert limits.packs_in_flight >= 1
+    embeds_BSH = torch.zeros(limits.tokens_per_pack // 32, 32, backbone.hidden_size)
+    with torch.no_grad():
+        assert backbone.blocks(embeds_BSH, None).shape == embeds_BSH.shape
+
+
+def test_nothing_of_the_backbone_trains(backbone):
+    assert not any(parameter.requires_grad for parameter in backbone._model.parameters())
+
+
+@pytest.mark.swarm
+def test_petals_requests_are_counted(swarm):
+    before = swarm.traffic.requests
+    trial = make_trial(swarm, MIXED[0])
+    trial.model(trial.batch).backward()
+    assert swarm.traffic.requests == before + 2  # one forward, one backward
+    assert swarm.traffic.retries == 0
+
+
+@pytest.mark.swarm
+def test_an_unreachable_swarm_says_so(tmp_path):
+    from tune_app.backbones.swarm import SwarmBackbone
+
+    model = write_tiny_model("llama", tmp_path / "model", vocab=VOCAB)
+    peer = "/ip4/127.0.0.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+    with pytest.raises(BackboneUnavailable, match="no peer answers at /ip4/127.0.0.1/tcp/1/"):
+        SwarmBackbone(model, peers=[peer], dht_prefix=None, dtype="float32")
