@@ -34,7 +34,7 @@ def shade(index: int) -> str:
     return f"--c{index % 8}"
 
 
-def losses_over(results: Results, name: str) -> Figure | None:
+def losses_over(results: Results, name: str, legend: bool = False) -> Figure | None:
     """Final loss against one hyperparameter, coloured by scheduler; diverged trials at the top."""
     trials = results.searched
     if name not in trials or trials[name].notna().sum() == 0:
@@ -52,6 +52,11 @@ def losses_over(results: Results, name: str) -> Figure | None:
     if not lost.empty:
         trace = _points(lost, name, "diverged", "--bad", "x-thin-open")
         data.append(trace | {"y": [high] * len(lost), "cliponaxis": False})
+    default = shown[shown["trial"].eq(0) & shown[name].notna()]
+    if not default.empty:
+        ring = _points(default, name, "documented default", "--text", "circle-open")
+        ring["marker"] |= {"size": 16, "line": {"width": 2}}
+        data.append(ring)
     if not data:
         return None
     caption = f"{plural(above, 'trial')} above the frame; double-click to see all." if above else ""
@@ -62,7 +67,7 @@ def losses_over(results: Results, name: str) -> Figure | None:
         caption,
         xaxis=_axis(trials[name], name),
         yaxis={"title": {"text": "validation loss"}, "range": [low, high]},
-        showlegend=len(data) > 1,
+        showlegend=legend and len(data) > 1,
     )
 
 
@@ -174,7 +179,7 @@ def importances(table: pd.DataFrame) -> Figure | None:
         "orientation": "h",
         "x": rows["importance"].to_list(),
         "y": rows["parameter"].to_list(),
-        "text": [f"{value:.0%}" for value in rows["importance"]],
+        "text": ["< 1%" if value < 0.01 else f"{value:.0%}" for value in rows["importance"]],
         "textposition": "outside",
         "cliponaxis": False,
         "marker": {"color": "--accent"},
@@ -359,7 +364,7 @@ def _axis(values: pd.Series, name: str) -> dict[str, Any]:
     if _is_log(values, name):
         return axis | {"type": "log", "dtick": 1, "exponentformat": "power"}
     if any(isinstance(value, str | bool) for value in values.dropna()):
-        return axis | {"type": "category"}
+        return {"type": "category"}
     return axis
 
 

@@ -23,6 +23,7 @@ from tune_app.results.importance import RULE, importance
 from tune_app.results.summary import by_scheduler
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
+    MINUS,
     count,
     duration,
     number,
@@ -48,8 +49,8 @@ def report_page(results: Results) -> str:
     """The page of one run as a string of HTML."""
     table = importance(results)
     over = [
-        draw.losses_over(results, name)
-        for name in results.sampled
+        draw.losses_over(results, name, legend=position == 0)
+        for position, name in enumerate(results.sampled)
         if results.searched[name].dropna().nunique() > 1
     ]
     shown = [
@@ -213,13 +214,19 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """(title, figure, remark) of the figures that belong to the answer."""
     best, default = results.best, results.default
     tiles = []
-    for title, row in (("best in the search", best), ("documented default", default)):
+    for title, row in (("best config", best), ("documented default", default)):
         if row is not None and pd.notna(row["eval_loss"]):
             remark = f"{results.metric} {number(row.get(results.metric), results.metric)}"
-            tiles.append((f"{title}, loss", number(row["eval_loss"], "loss"), remark))
+            tiles.append((f"{title}, validation loss", number(row["eval_loss"], "loss"), remark))
     if len(tiles) == 2 and best is not None and default is not None and best["trial"] != 0:
         change = float(best["eval_loss"] - default["eval_loss"])
-        tiles.append(("difference", signed(change), f"{change / default['eval_loss']:+.1%}"))
+        tiles.append(
+            (
+                "difference",
+                signed(change),
+                f"{change / default['eval_loss']:+.1%}".replace("-", MINUS),
+            )
+        )
     of = f"of {results.planned} planned" if results.planned else ""
     tiles.append(("trials", str(len(results.searched)), standing(results) or of))
     return tiles
