@@ -66,7 +66,11 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
         f"Final validation loss against {name}",
         caption,
         xaxis=_axis(trials[name], name),
-        yaxis={"title": {"text": "validation loss"}, "range": [low, high]},
+        yaxis={
+            "title": {"text": "validation loss"},
+            "range": [low, high],
+            "showticklabels": not shown.empty,  # all diverged: the height means nothing
+        },
         showlegend=legend and len(data) > 1,
     )
 
@@ -83,6 +87,7 @@ def parallel(results: Results) -> Figure | None:
     heights = [axis["heights"] for axis in axes]
     rank = rows["eval_loss"].rank(method="first", ascending=False)
     bins = ((rank - 1) * _BINS // len(rows)).astype(int).to_list()  # 0: the worst, drawn first
+    crowd = min(1.0, (100 / len(rows)) ** 0.5)
     data = []
     for shade_index in range(_BINS):
         x: list[float | None] = []
@@ -93,10 +98,13 @@ def parallel(results: Results) -> Figure | None:
                 x += [*range(len(axes)), None]
                 y += [*(axis[position] for axis in heights), None]
                 ids += [int(trial)] * len(axes) + [None]
-        line = {"color": f"--s{shade_index}", "width": 1 if shade_index < _BINS - 1 else 2}
+        line = {
+            "color": f"--s{shade_index}",
+            "width": 2 if shade_index == _BINS - 1 and crowd == 1 else 1,
+        }
         trace = {"x": x, "y": y, "customdata": ids, "type": "scatter", "mode": "lines"}
         trace |= {"line": line, "hovertemplate": _POINT, "showlegend": False}
-        data.append(trace | {"opacity": 0.3 + 0.6 * shade_index / (_BINS - 1)})
+        data.append(trace | {"opacity": (0.3 + 0.6 * shade_index / (_BINS - 1)) * crowd})
     labels = [
         {"x": i, "y": y, "text": text, "showarrow": False, "xanchor": "left", "xshift": 5}
         | {"font": {"size": 11}, "bgcolor": "--veil", "borderpad": 1}
