@@ -9,13 +9,18 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tune_app.config import ConfigError
 from tune_app.results import load, summary, write_tables
 from tune_app.results.page import comparison_page, write_report
 from tune_app.run_dir import RunDir
+
+# How often the page of a running search is rebuilt at most; it takes half a second of one core.
+_REFRESH_S = 10.0
 
 
 def write_all(run: RunDir, width: int = 100) -> str:
@@ -25,6 +30,28 @@ def write_all(run: RunDir, width: int = 100) -> str:
     text = summary(results, width)
     run.write_atomic(run.summary_txt, text)
     return text
+
+
+@contextmanager
+def kept_fresh(run: RunDir) -> Iterator[None]:
+    """Rebuilds tables and page in the background while a search runs, after finished trials."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while not ended.wait(_REFRESH_S):
+            finished = sum(event["event"] == "trial_ended" for event in run.events())
+            if finished != seen:
+                seen = finished
+                write_all(run)
+
+    thread = threading.Thread(target=follow, name="report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from tune_app.dry_run import dry_run
 from tune_app.flags import parse_search_args
 from tune_app.live import LiveView
 from tune_app.optuna_space import SearchSpace
-from tune_app.results import summary, write_tables
+from tune_app.report import kept_fresh, write_all
 from tune_app.run_dir import RunDir
 
 
@@ -96,18 +96,11 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
         run.write_atomic(run.search_yaml, config.to_yaml())
         run.write_atomic(run.space_yaml, space.text)
         live.introduce(machines)
-        search(config, space, run, machines, live, ending)
-        confirm(config, run, machines, live, ending)
-    print(write_results(run))
+        with kept_fresh(run):
+            search(config, space, run, machines, live, ending)
+            confirm(config, run, machines, live, ending)
+    print(write_all(run, width=_terminal_width()), end="")
     return 130 if ending.reason == "interrupted" else 0
-
-
-def write_results(run: RunDir) -> str:
-    """Tables, report and prompts of the run; the summary for the terminal."""
-    results = write_tables(run)
-    text = summary(results, width=_terminal_width())
-    run.write_atomic(run.summary_txt, text)
-    return text
 
 
 def _terminal_width() -> int:
