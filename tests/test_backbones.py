@@ -259,5 +259,5 @@ def test_an_unreachable_swarm_says_so(tmp_path):
 
     model = write_tiny_model("llama", tmp_path / "model", vocab=VOCAB)
     peer = "/ip4/127.0.0.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
-    with pytest.raises(BackboneUnavailable, match="no peer answers at /ip4/127.0.0.1/tcp/1/"):
+    with pytest.raises(BackboneUnavailable, match="no peer answers at /ip4/"):
         SwarmBackbone(model, peers=[peer], dht_prefix=None, dtype="float32")

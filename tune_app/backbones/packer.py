@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tune_app.backbones import Backbone
 from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
 
-# How long a pack waits for rows that may still come: for the next one, and in all as a share of
+# How long a pack waits for requests that may still come: for the next one, and in all as a share of
 # what a pack takes. Long enough for a trial to do its optimizer step, too short to be noticed.
 _LINGER_S = 0.004
 _LINGER_SHARE = 0.2
@@ -52,7 +52,8 @@ class _Pending:
     """A submitted request: its answer so far and how many of its rows are still out."""
 
     def __init__(self, request: Request) -> None:
-        self.request, self.future = request, Future()
+        self.request = request
+        self.future: Future[Answer] = Future()
         self.answer, self.rows_out = Answer(), request.rows
 
     def add(self, part: Part, result: Answer | Exception) -> None:
@@ -94,6 +95,8 @@ class Packer:
         """The request's answer, as if it had been run alone. Raises its own failure only."""
         pending = _Pending(request)
         with self._changed:
+            if self._closed:
+                raise RuntimeError("the packer is closed")
             self._waiting.append(pending)
             self._changed.notify_all()
         return pending.future.result()
@@ -117,11 +120,13 @@ class Packer:
             worker.join()
 
     def _work(self) -> None:
-        while (chosen := self._take()) is not None:
+        while chosen := self._take():
             requests = [pending.request for pending in chosen]
             began = time.monotonic()
             sizes = [(request.rows, request.row_tokens) for request in requests]
             for parts in plan(sizes, self._limits.tokens_per_pack):
+                if all(pending.future.done() for pending in chosen):
+                    break  # a request too large for one pack has failed in an earlier one
                 results = run_parts(self.backbone, requests, parts)
                 with self._changed:
                     self._count(requests, parts)
@@ -129,38 +134,45 @@ class Packer:
                     chosen[part.request].add(part, result)
             with self._changed:
                 self._running -= len(chosen)
-                if not self._running and self.counters.active_since is not None:
+                if not self._running:
                     self.counters.active_s_before = self.counters.active_s()
                     self.counters.active_since = None
                 took = time.monotonic() - began
                 self.counters.busy_s += took
                 self._pack_s = took if not self._pack_s else 0.8 * self._pack_s + 0.2 * took
 
-    def _take(self) -> list[_Pending] | None:
-        """The requests of the next pack; None once closed.
-
-        Waits until its share of the members has submitted, but never long for a straggler.
-        """
+    def _take(self) -> list[_Pending]:
+        """The requests of the next pack; none once closed and all that had come are taken."""
         with self._changed:
-            while not self._waiting:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            latest = time.monotonic() + max(_LINGER_S, _LINGER_SHARE * self._pack_s)
-            while True:
-                share = -(-self._members // self._limits.packs_in_flight)
-                come = len(self._waiting)
-                if come >= share or come + self._running >= self._members or self._closed:
-                    break
-                left = latest - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(min(left, _LINGER_S))
-                if not self._waiting:  # another worker has taken them
-                    return []
-                if len(self._waiting) == come and left > _LINGER_S:
-                    latest = time.monotonic() + _LINGER_S  # nobody came: one more chance
-            return self._choose()
+            while self._waiting or not self._closed:
+                if not self._waiting:
+                    self._changed.wait()
+                    continue
+                self._linger()
+                if self._waiting:  # or another worker was faster
+                    return self._choose()
+            return []
+
+    def _linger(self) -> None:
+        """Waits for more requests: until it is worth no more, nobody comes or it takes too long."""
+        latest = time.monotonic() + max(_LINGER_S, _LINGER_SHARE * self._pack_s)
+        while self._waiting and not self._worth_starting():
+            come, left = len(self._waiting), latest - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(min(left, _LINGER_S))
+            if len(self._waiting) == come:
+                return
+
+    def _worth_starting(self) -> bool:
+        """Whether all have come, or as many as are this worker's share or fill a pack."""
+        come, width = len(self._waiting), max(p.request.row_tokens for p in self._waiting)
+        return (
+            come + self._running >= self._members
+            or come * self._limits.packs_in_flight >= self._members
+            or sum(p.request.rows for p in self._waiting) * width >= self._limits.tokens_per_pack
+            or self._closed
+        )
 
     def _choose(self) -> list[_Pending]:
         """Oldest first, all alike in wanting gradients, up to the tokens of one pack."""
