@@ -251,6 +251,7 @@ def test_what_a_trial_refuses(changes, expected):
 def test_warmup_is_capped_and_ignored_where_there_is_none():
     assert TrialConfig(steps=40).num_warmup_steps() == 40
     assert TrialConfig(steps=400, warmup_ratio=0.05).num_warmup_steps() == 20
+    assert TrialConfig(steps=401, warmup_ratio=0.05).num_warmup_steps() == 21  # rounded up
     assert TrialConfig(scheduler="constant").num_warmup_steps() == 0
 
 

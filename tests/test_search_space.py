@@ -167,6 +167,9 @@ def test_default_is_found_in_a_space_of_warmup_ratios(tmp_path):
     assert space.params_of(BASE, BASE) == {"warmup_ratio": 1.0}
     long = replace(BASE, steps=300)
     assert space.params_of(long, long) == {"warmup_ratio": pytest.approx(1 / 3)}
+    odd = replace(BASE, steps=151)  # 100 / 151 * 151 is more than 100
+    ratio = space.params_of(odd, odd)["warmup_ratio"]
+    assert replace(odd, warmup_ratio=ratio).num_warmup_steps() == 100
 
 
 @settings(max_examples=30, deadline=None)

@@ -52,9 +52,12 @@ def build_scheduler(
     if config.scheduler == "reduce_lr_on_plateau":
         return ReduceLROnPlateau(optimizer, **own)
     warmup = config.num_warmup_steps()
+    # A warmup over the whole run leaves nothing to decay over, and polynomial divides by its length
+    # after the last step. One more step changes no learning rate that is used.
+    length = max(config.steps, warmup + 1)
     if not own:
-        return get_scheduler(config.scheduler, optimizer, warmup, config.steps)
+        return get_scheduler(config.scheduler, optimizer, warmup, length)
     build = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(config.scheduler)]
     if config.scheduler == "inverse_sqrt":
         return build(optimizer, warmup, **own)
-    return build(optimizer, warmup, config.steps, **own)
+    return build(optimizer, warmup, length, **own)

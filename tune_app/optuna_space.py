@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -183,7 +184,11 @@ class SearchSpace:
         """
         values = asdict(config)
         if config.warmup_ratio is None:
-            values["warmup_ratio"] = config.num_warmup_steps() / config.steps
+            warmup = config.num_warmup_steps()
+            ratio = warmup / config.steps
+            if replace(config, warmup_ratio=ratio).num_warmup_steps() > warmup:
+                ratio = math.nextafter(ratio, 0)  # a product that is rounded up gives a step more
+            values["warmup_ratio"] = ratio
         else:
             values["warmup_steps"] = config.num_warmup_steps()
         for parameter in self.parameters:

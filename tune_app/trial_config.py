@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -152,5 +153,6 @@ class TrialConfig:
         if self.scheduler in SCHEDULERS_WITHOUT_WARMUP:
             return 0
         if self.warmup_ratio is not None:
-            return round(self.warmup_ratio * self.steps)
+            # rounded up, as by transformers.TrainingArguments.get_warmup_steps
+            return math.ceil(self.steps * self.warmup_ratio)
         return min(self.warmup_steps, self.steps)
