@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """What a command says on stderr beside its results: lines, and one that is overwritten."""
+    """What a command says on stderr beside its results: lines, and one that is overwritten.
+
+    A context manager, so that the last passing line never stands before an error's message.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet, self._overwrites = quiet, sys.stderr.isatty()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.erase()
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -38,7 +38,6 @@ _LINES_AT_ONCE = 64  # that are classified together, where no person types them
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 when the swarm fails, 2 for a user's mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
-    terminal = Terminal(quiet=options.quiet)
     try:
         folder = prompts_folder(options.folder)
         about = read_about(folder)
@@ -47,25 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         here = ModelIdentity.of(config.model, model_folder(config.model))
         if refusal := about.model.refusal(here):
             raise ConfigError(refusal)
-        if here.weights_fingerprint != about.model.weights_fingerprint:
-            terminal.say(
-                f"note: the weight files of {config.model!r} are not those that the prompts were "
-                "trained with; another format does no harm, another training does"
-            )
-        return _apply(options, folder, about, config, terminal)
+        with Terminal(quiet=options.quiet) as terminal:
+            if here.weights_fingerprint != about.model.weights_fingerprint:
+                terminal.say(
+                    f"note: the weight files of {config.model!r} are not those that the prompts "
+                    "were trained with; another format does no harm, another training does"
+                )
+            return _apply(options, folder, about, config, terminal)
     except ConfigError as error:
-        terminal.erase()
         print(error, file=sys.stderr)
         return 2
     except PrivateSwarmError as error:
-        terminal.erase()
         print(error, file=sys.stderr)
         return 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        terminal.erase()
         print("interrupted", file=sys.stderr)
         return 130
 

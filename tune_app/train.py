@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing is saved but the reports so far", file=sys.stderr)
+        print("interrupted: no prompts are saved", file=sys.stderr)
         return 130
 
 
@@ -92,8 +92,10 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
 
 def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
     """Trains, and leaves a run directory of one trial, which the other commands take as any."""
-    terminal = Terminal(quiet=config.quiet)
-    with open_alone(config, progress=terminal.progress) as (backbone, tokenizer):
+    with (
+        Terminal(quiet=config.quiet) as terminal,
+        open_alone(config, progress=terminal.progress) as (backbone, tokenizer),
+    ):
         from tune_app.backbones import BackboneUnavailable
         from tune_app.backbones.packer import run_alone
         from tune_app.prompts import PromptTunedModel
@@ -139,12 +141,16 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
             training.train(report)
         except BackboneUnavailable as error:
             end(status=Status.FAILED, reason=str(error))
-            print(f"The swarm is gone at step {training.step}: {error}", file=sys.stderr)
+            terminal.erase()
+            print(f"the swarm is gone after step {training.step}: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            record("search_ended", reason="interrupted")
+            raise
         else:
             last = training.last_report
             if last is not None and last.diverged:
                 end(status=Status.DIVERGED, reason="the loss exploded or was not finite")
-                print("The loss exploded or was not finite; no prompts are saved.", file=sys.stderr)
+                print("the loss exploded or was not finite; no prompts are saved", file=sys.stderr)
             else:
                 end(status=Status.FINISHED, reason="")
         record("search_ended", reason="")
