@@ -1,6 +1,6 @@
 """The arms of the benchmark, each run in a process of its own.
 
-    python -m benchmarks.arms ARM WORKLOAD_JSON RESULT_FILE
+python -m benchmarks.arms ARM WORKLOAD_JSON RESULT_FILE
 """
 
 from __future__ import annotations

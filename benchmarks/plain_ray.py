@@ -51,7 +51,9 @@ def run(workload: Workload, at_once: int, *, reuse_actors: bool) -> dict[str, An
         results = tuner.fit()
         seconds = time.monotonic() - began
     if results.errors:
-        raise RuntimeError(f"{len(results.errors)} trials failed, the first one: {results.errors[0]}")
+        raise RuntimeError(
+            f"{len(results.errors)} trials failed, the first one: {results.errors[0]}"
+        )
     losses = {result.config["trial"]["number"]: result.metrics["eval_loss"] for result in results}
     ray.shutdown()
     return {"seconds": seconds, "losses": [losses[number] for number in range(len(trials))]}

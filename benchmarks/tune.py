@@ -1,10 +1,9 @@
-"""Arm F: tune_app itself, `tune_app.tuning.search` on a cluster that is ready."""
+"""Arm F: tune_app itself, the command `python -m tune_app.search` as a user gives it."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,36 @@ from benchmarks.workload import Workload
 
 
 def run(workload: Workload, at_once: int) -> dict[str, Any]:
-    """Timed: all of `search()`, from opening the study to the last trial's end."""
-    from tune_app.cluster import cluster
-    from tune_app.live import LiveView
+    """Timed: from the event search_started to search_ended, so with Ray, hosts and swarm ready and
+    the model loaded; suggestions, the study, early-stopping hooks, events and loggers included."""
     from tune_app.run_dir import RunDir
-    from tune_app.search import Ending
-    from tune_app.tuning import search
+    from tune_app.search import main
 
     folder = Path(tempfile.mkdtemp(prefix="tune_app-bench-"))
     try:
-        config = workload.search_config(at_once, out=folder)
-        run, live, ending = RunDir(folder), LiveView(config, RunDir(folder)), Ending(config)
-        with cluster(config, progress=lambda text: None) as machines:
-            began = time.monotonic()
-            search(config, workload.space, run, machines, live, ending)
-            seconds = time.monotonic() - began
-        return {"seconds": seconds, **_from_events(run.events(), workload, at_once)}
+        config, run = folder / "search.yaml", RunDir(folder / "run")
+        config.write_text(workload.search_config(at_once).to_yaml())
+        if main(["--config", str(config), "--out", str(run.path)]) != 0:
+            raise RuntimeError("the search did not end well")
+        return _from_events(run.events(), workload, at_once)
     finally:
         shutil.rmtree(folder)
 
 
 def _from_events(events: list[dict[str, Any]], workload: Workload, at_once: int) -> dict[str, Any]:
+    began = next(event["time"] for event in events if event["event"] == "search_started")
+    ended = next(event for event in events if event["event"] == "search_ended")
     started = {e["trial"]: e for e in events if e["event"] == "trial_started"}
     reports: dict[int, list[dict[str, Any]]] = {number: [] for number in started}
     for event in events:
         if event["event"] == "report":
             reports[event["trial"]].append(event)
-    unfinished = [n for n, of_trial in reports.items() if of_trial[-1]["step"] < workload.steps]
-    if unfinished or len(started) < workload.trials:
-        raise RuntimeError(f"trials {unfinished} did not finish: {events[-5:]}")
-    host = events[-1]["hosts"][0]
+    finished = [n for n, of_trial in reports.items() if of_trial[-1]["step"] == workload.steps]
+    if len(finished) != workload.trials:
+        raise RuntimeError(f"{len(finished)} of {workload.trials} trials finished")
+    host = ended["hosts"][0]
     return {
+        "seconds": ended["time"] - began,
         "losses": [reports[number][-1]["eval_loss"] for number in sorted(started)],
         "rows_per_s": _steady_rows_per_s(started, reports, workload, at_once),
         "occupancy": host["occupancy"],
@@ -52,7 +50,12 @@ def _from_events(events: list[dict[str, Any]], workload: Workload, at_once: int)
     }
 
 
-def _steady_rows_per_s(started, reports, workload: Workload, at_once: int) -> float:
+def _steady_rows_per_s(
+    started: dict[int, dict[str, Any]],
+    reports: dict[int, list[dict[str, Any]]],
+    workload: Workload,
+    at_once: int,
+) -> float:
     """Training rows per second while the first `at_once` trials all run.
 
     From the last one's start to the first one's end; a trial's steps between two of its reports are
@@ -66,4 +69,4 @@ def _steady_rows_per_s(started, reports, workload: Workload, at_once: int) -> fl
         times = [started[number]["time"], *(report["time"] for report in reports[number])]
         done = [0, *(report["step"] for report in reports[number])]
         steps += float(np.interp(end, times, done) - np.interp(begin, times, done))
-    return steps * workload.rows / (end - begin)
+    return steps * workload.rows / max(end - begin, 1e-9)
