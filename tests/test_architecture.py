@@ -23,6 +23,7 @@ ONLY_IN = {
         "searcher.py",
         "trainable.py",
         "host.py",
+        "metrics.py",
         "cluster.py",
         "recorder.py",
     },

@@ -125,6 +125,9 @@ class TrialHost:
             return {"host": self.name}
         counters, traffic = self._packer.counters, self._packer.backbone.traffic
         active_s = max(counters.active_s(), 1e-9)
+        backbone = self._packer.backbone
+        health = backbone.health()
+        swarm = {} if health is None else {**vars(health), "blocks": backbone.num_blocks}
         return {
             "host": self.name,
             "packs": counters.packs,
@@ -136,6 +139,7 @@ class TrialHost:
             "rows_per_s": counters.rows / active_s,
             "tokens_per_s": counters.tokens / active_s,
             "wait_s": counters.busy_s,
+            **swarm,
         }
 
     def close(self) -> None:
@@ -186,6 +190,8 @@ class TrialHost:
             run.load_state(file.read_bytes())
 
         def report(report: Report) -> None:
+            if trial.stop.is_set():  # perhaps another host goes on with it, and with its checkpoint
+                raise _Stop
             RunDir(file.parent).write_atomic(file, run.state())
             last = report.step == job.config.steps and not report.diverged
             extra = test_metrics(model, data) if job.test and last else {}

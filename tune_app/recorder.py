@@ -6,27 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
+from tune_app.reports import kept, outcome
 from tune_app.run_dir import RunDir, Status
+from tune_app.trainable import MachinesFailed
 from tune_app.trial_job import number_of
-
-# What a trainable's result holds for us; Ray adds its own keys beside them.
-_REPORTED = (
-    "step",
-    "train_loss",
-    "eval_loss",
-    "objective",
-    "learning_rate",
-    "tokens",
-    "seconds",
-    "diverged",
-    "accuracy",
-    "perplexity",
-    "test_loss",
-    "test_accuracy",
-    "test_perplexity",
-)
 
 
 class Recorder(tune.Callback):
@@ -39,7 +25,10 @@ class Recorder(tune.Callback):
         self, run: RunDir, listen: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
     ) -> None:
         self._run, self._listen, self._stopping = run, listen, stopping
-        self._started: set[str] = set()
+        self._started: dict[str, dict[str, Any]] = {}  # trial id -> its trial_started
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it for a `Tuner.restore` that never comes; listeners hold locks
 
     def record(self, event: str, **values: Any) -> None:
         entry = {"event": event, **values}
@@ -49,18 +38,18 @@ class Recorder(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id in self._started:
-            return  # Ray starts it again after a failure: the same trial goes on
-        self._started.add(trial.trial_id)
-        job = trial.config["job"]
-        of = {"of": job["of"]} if "of" in job else {}
-        self.record(
-            "trial_started",
-            trial=number_of(str(trial)),
-            origin=job["origin"],
-            config=job["trial"],
-            **of,
-        )
+        job, number = trial.config["job"], number_of(str(trial))
+        start = {"trial": number, "origin": job["origin"], "config": job["trial"]}
+        if "of" in job:
+            start["of"] = job["of"]
+        before = self._started.get(trial.trial_id)
+        if before is not None:
+            # Started again after a failure it is the same trial. Population-based training starts
+            # it with the config of another one (and its origin), of which only the former counts.
+            start["origin"] = before["origin"]
+        if start != before:
+            self._started[trial.trial_id] = start
+            self.record("trial_started", **start)
 
     def on_trial_result(
         self,
@@ -70,39 +59,37 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        values = {name: result[name] for name in _REPORTED if name in result}
-        self.record("report", trial=number_of(str(trial)), **values)
+        self.record("report", trial=number_of(str(trial)), **kept(result))
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.record("trial_retried", trial=number_of(str(trial)), reason=_reason(trial))
+        reason, machines = _reason(trial)
+        number = number_of(str(trial))
+        self.record("trial_retried", trial=number, reason=reason, machines=machines)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        last, steps = trial.last_result or {}, trial.config["job"]["trial"]["steps"]
-        if last.get("diverged"):
-            self._end(trial, Status.DIVERGED, "the loss exploded or was not finite")
-        elif last.get("step", 0) >= steps:
-            self._end(trial, Status.FINISHED, "")
-        elif not self._stopping():
-            self._end(trial, Status.STOPPED, f"behind the others at step {last.get('step', 0)}")
+        status, reason = outcome(trial.last_result or {}, trial.config["job"]["trial"]["steps"])
+        if status != Status.STOPPED or not self._stopping():
+            self._end(trial, status, reason)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._end(trial, Status.FAILED, _reason(trial))
+        self._end(trial, Status.FAILED, _reason(trial)[0])
 
     def _end(self, trial: Trial, status: Status, reason: str) -> None:
         number = number_of(str(trial))
         self.record("trial_ended", trial=number, status=str(status), reason=reason)
 
 
-def _reason(trial: Trial) -> str:
-    """The last line of a trial's error that says something."""
-    try:
-        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-    except Exception:  # Ray keeps the error in a file that may be gone
-        lines = []
-    return lines[-1] if lines else "unknown"
+def _reason(trial: Trial) -> tuple[str, bool]:
+    """Why a trial failed, in one line, and whether its machines are to blame and not its config."""
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if isinstance(cause, RayActorError):
+        return "the process of the trial died", True
+    return lines[-1] if lines else type(cause).__name__, isinstance(cause, MachinesFailed)

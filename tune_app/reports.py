@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tune_app.run_dir import Status
+
 # Evaluations of a run: enough for early stopping to act on and for a curve.
 EVALUATIONS = 5
 
@@ -47,3 +49,35 @@ class Update:
     done: bool = False
     error: str | None = None  # the traceback, where the training raised
     unavailable: bool = False  # the error is the swarm's, not the trial's
+
+
+# What events and the study keep of a result of Ray Tune, which has keys of its own beside them.
+_KEPT = [
+    "step",
+    "train_loss",
+    "eval_loss",
+    "objective",
+    "learning_rate",
+    "tokens",
+    "seconds",
+    "diverged",
+    "accuracy",
+    "perplexity",
+    "test_loss",
+    "test_accuracy",
+    "test_perplexity",
+]
+
+
+def kept(result: dict[str, Any]) -> dict[str, Any]:
+    """The part of a result that a trial has reported."""
+    return {name: result[name] for name in _KEPT if name in result}
+
+
+def outcome(last: dict[str, Any], steps: int) -> tuple[Status, str]:
+    """How a trial of `steps` steps that ended without an error ended, and the reason in words."""
+    if last.get("diverged"):
+        return Status.DIVERGED, "the loss exploded or was not finite"
+    if last.get("step", 0) >= steps:
+        return Status.FINISHED, ""
+    return Status.STOPPED, f"behind the others at step {last.get('step', 0)}"

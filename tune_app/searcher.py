@@ -13,9 +13,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_app.optuna_space import SearchSpace
+from tune_app.reports import kept, outcome
+from tune_app.run_dir import Status
 from tune_app.trial_config import TrialConfig
 
-STUDY_NAME = "tune_app"
 METRIC = "objective"
 
 
@@ -37,23 +38,12 @@ def build_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def requeue_unfinished(study: optuna.Study) -> list[int]:
-    """Lets the study ask again for trials that a killed search left running; their numbers.
-
-    Optuna keeps a trial's number and params while it is not finished, so the trial goes on as
-    itself. There is no public call for the way back from RUNNING.
-    """
-    unfinished = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in unfinished:
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    return [trial.number for trial in unfinished]
-
-
 class StudySearcher(OptunaSearch):
     """Ray's OptunaSearch with whole trial configs, and with what a search that goes on needs.
 
     Differences: an early-stopped trial is told as PRUNED with its curve, not as complete; a trial
-    that the end of the search interrupts is put back (`requeue_unfinished`), not told at all.
+    that the end of the search interrupts is not told at all (`requeue_unfinished` puts it back);
+    a told trial has its last report beside it, so that the study alone knows what came of it.
     """
 
     def __init__(
@@ -61,7 +51,7 @@ class StudySearcher(OptunaSearch):
         space: SearchSpace,
         base: TrialConfig,
         *,
-        storage: optuna.storages.BaseStorage,
+        study: optuna.Study,
         sampler: optuna.samplers.BaseSampler,
         settings: dict[str, Any],
         stopping: Callable[[], bool],
@@ -72,26 +62,21 @@ class StudySearcher(OptunaSearch):
             metric=METRIC,
             mode="min",
             sampler=sampler,
-            study_name=STUDY_NAME,
-            storage=storage,
+            study_name=study.study_name,
+            storage=study._storage,
         )
         self._base, self._settings, self._stopping = base, settings, stopping
-
-    @property
-    def study(self) -> optuna.Study:
-        return self._ot_study
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopping():
             return Searcher.FINISHED
-        trial = self._ot_trials.setdefault(trial_id, None) or self._ot_study.ask()
-        self._ot_trials[trial_id] = trial
+        trial = self._ot_trials[trial_id] = self._ot_study.ask()
         constants = self._space(trial) or {}
         config = self._space.trial_config({**trial.params, **constants}, self._base)
         if "config" not in trial.user_attrs:
             trial.set_user_attr("origin", "suggested")
-            trial.set_user_attr("config", asdict(config))
             trial.set_user_attr("in_space", True)
+            trial.set_user_attr("config", asdict(config))  # last: what a kill cuts off is redone
         return {
             "job": {
                 "number": trial.number,
@@ -102,18 +87,27 @@ class StudySearcher(OptunaSearch):
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._ot_trials[trial_id].report(result[METRIC], result["step"])
+        self._report(self._ot_trials[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        trial = self._ot_trials[trial_id]
-        steps = trial.user_attrs["config"]["steps"]
+        trial, last = self._ot_trials[trial_id], kept(result or {})
+        status, _ = outcome(last, trial.user_attrs["config"]["steps"])
+        if not error and status == Status.STOPPED and self._stopping():
+            return
+        if last:
+            trial.set_user_attr("report", last)
         if error:
             self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif result and (result["diverged"] or result["step"] >= steps):
-            self._ot_study.tell(trial, result[METRIC])
-        elif self._stopping():
-            self._ot_study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        else:
+        elif status == Status.STOPPED:
+            if last:
+                self._report(trial, last)  # Ray does not pass on the one that a trial is stopped at
             self._ot_study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._ot_study.tell(trial, last[METRIC])
+
+    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a trial that goes on repeats its last report
+            trial.report(result[METRIC], result["step"])

@@ -5,11 +5,13 @@ Imports no torch: starting a trial has to cost next to nothing.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.trainable import wrap_function
 
 from tune_app.reports import Update
 from tune_app.run_dir import RunDir
@@ -18,11 +20,30 @@ from tune_app.trial_job import Connection, TrialJob, number_of
 
 # An update comes within a second; a host that has to load its model again takes longer.
 _ANSWER_TIMEOUT_S = 300.0
+_RETRY_S = 1.0
 _STATE = "state.pt"
 
 
+def trial_class(hosts: list[Any], connection: Connection) -> type[tune.Trainable]:
+    """`run_trial` for these hosts as Tune wants it, under a name to recognise in Ray's dashboard.
+
+    An actor runs one trial after another and is named once, hence "trial-003 and later".
+    """
+    function = tune.with_parameters(run_trial, hosts=hosts, connection=connection)
+
+    class Trial(wrap_function(function)):  # type: ignore[misc]
+        def __repr__(self) -> str:
+            return f"{self.trial_name} and later"
+
+    return Trial
+
+
 class TrialFailed(RuntimeError):
-    """Training raised on the host, or the host is gone; the text says which."""
+    """Training raised on the host; the text is its traceback."""
+
+
+class MachinesFailed(TrialFailed):
+    """The host or the swarm is gone, which says nothing about the trial's config."""
 
 
 def run_trial(config: dict[str, Any], hosts: list[Any], connection: Connection) -> None:
@@ -31,7 +52,8 @@ def run_trial(config: dict[str, Any], hosts: list[Any], connection: Connection) 
     config: under `job`, what `tuning.py` puts there: the run's folder, TrialConfig's fields, ...
     hosts: handles of the TrialHost actors; the one with the fewest trials gets this one
     connection: the swarm, for a host that was restarted and has none
-    Raises TrialFailed; Ray retries it from the last checkpoint, a bounded number of times.
+    Raises TrialFailed or MachinesFailed; Ray starts it again, from its last checkpoint, a bounded
+    number of times.
     """
     cloned = tune.get_checkpoint()  # population-based training: go on from another trial's state
     number, given = number_of(tune.get_context().get_trial_name()), config["job"]
@@ -43,8 +65,35 @@ def run_trial(config: dict[str, Any], hosts: list[Any], connection: Connection) 
         test=given["test"],
         hand_over=given["hand_over"],
     )
-    loads = ray.get([host.load.remote() for host in hosts], timeout=_ANSWER_TIMEOUT_S)
-    host = hosts[loads.index(min(loads))]
+    try:
+        _follow(_least_loaded(hosts), job, connection)
+    except ray.exceptions.RayActorError as error:
+        raise MachinesFailed("the trial host died") from error
+    except ray.exceptions.GetTimeoutError as error:
+        raise MachinesFailed(f"no answer of the host in {_ANSWER_TIMEOUT_S:g} s") from error
+
+
+def _least_loaded(hosts: list[Any]) -> Any:
+    """The host with the fewest trials; waits while none is there because Ray restarts them."""
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    while True:
+        loads, dead = [], 0
+        for i, load in enumerate([host.load.remote() for host in hosts]):
+            try:
+                loads.append((ray.get(load, timeout=_ANSWER_TIMEOUT_S), i))
+            except ray.exceptions.ActorUnavailableError:
+                continue
+            except ray.exceptions.ActorDiedError:
+                dead += 1
+        if loads:
+            return hosts[min(loads)[1]]
+        if dead == len(hosts) or time.monotonic() > deadline:
+            raise MachinesFailed("no trial host is left")
+        time.sleep(_RETRY_S)
+
+
+def _follow(host: Any, job: TrialJob, connection: Connection) -> None:
+    """Has the host train, and passes its reports on until the training is done."""
     ray.get(host.start.remote(job, connection), timeout=_ANSWER_TIMEOUT_S)
     try:
         while not (update := _next_update(host, job.number)).done:
@@ -60,5 +109,5 @@ def run_trial(config: dict[str, Any], hosts: list[Any], connection: Connection) 
 def _next_update(host: Any, number: int) -> Update:
     update: Update = ray.get(host.next_update.remote(number), timeout=_ANSWER_TIMEOUT_S)
     if update.error is not None:
-        raise TrialFailed(update.error)
+        raise (MachinesFailed if update.unavailable else TrialFailed)(update.error)
     return update

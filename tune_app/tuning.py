@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -20,17 +19,19 @@ from ray.tune.search import BasicVariantGenerator
 from tune_app.cluster import Cluster
 from tune_app.config import SearchConfig
 from tune_app.live import LiveView
+from tune_app.metrics import export_event
 from tune_app.optuna_space import SearchSpace
 from tune_app.recorder import Recorder
 from tune_app.reports import evaluation_steps
 from tune_app.results import load
 from tune_app.run_dir import RunDir
-from tune_app.searcher import METRIC, STUDY_NAME, StudySearcher, build_sampler, requeue_unfinished
-from tune_app.trainable import run_trial
+from tune_app.searcher import METRIC, StudySearcher, build_sampler
+from tune_app.study import missing_events, open_study, requeue_unfinished, study_name
+from tune_app.trainable import trial_class
 from tune_app.trial_job import number_of, trial_name
 
 if TYPE_CHECKING:
-    from tune_app.search import Ending
+    from tune_app.ending import Ending
 
 # Padded tokens that keep the packs in flight full: about two packs of the Petals client's 1,024.
 _TOKENS_AT_ONCE = 2048
@@ -54,11 +55,13 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
     common: dict[str, Any] = {"time_attr": "step"}
     first = evaluation_steps(steps)[0]
     if name == "asha":
-        # Halving at each rung (first evaluation, twice and four times as far): with so few
-        # evaluations a factor of 3 would judge once and let half of the hopeless ones through.
+        # The worse half ends at three fifths of the run. Warmup and large learning rates make a
+        # loss worse before it gets better: judged at the first evaluations, the best configs are
+        # in the worse half (benchmarks/sample_efficiency.py).
+        judged = evaluation_steps(steps)[len(evaluation_steps(steps)) * 3 // 5 - 1]
         return _never_stops_default(
             AsyncHyperBandScheduler(
-                **common, max_t=steps + 1, grace_period=first, reduction_factor=2
+                **common, max_t=steps + 1, grace_period=judged, reduction_factor=2
             )
         )
     if name == "median":
@@ -92,26 +95,14 @@ def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
 class _EndSearch(tune.Stopper):
     """Stops all trials as soon as the search is to end."""
 
-    def __init__(self, ending: Callable[[], bool]) -> None:
-        self._ending = ending
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False  # trials end by themselves, or by the trial scheduler
 
     def stop_all(self) -> bool:
-        return self._ending()
-
-
-def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
-    """The study's storage: the run's own SQLite file, or --storage."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.storages.get_storage(config.storage or f"sqlite:///{run.study_db}")
-
-
-def open_study(storage: optuna.storages.BaseStorage) -> optuna.Study:
-    return optuna.create_study(
-        study_name=STUDY_NAME, storage=storage, direction="minimize", load_if_exists=True
-    )
+        return self._stopping()
 
 
 def search(
@@ -126,15 +117,10 @@ def search(
 
     The study and the events of an earlier call in the same run directory are gone on with.
     """
-    storage = open_storage(config, run)
-    study, base = open_study(storage), config.base_trial()
-    resumed = bool(study.get_trials(deepcopy=False))
-    if resumed:
-        requeue_unfinished(study)
-    else:
-        for first in space.first_trials(base, config.trial):
-            first.enqueue(study)
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    before = run.events()
+    resumed = any(event["event"] == "search_started" for event in before)
+    name = study_name(config, run)
+    study, base = open_study(config, run, name), config.base_trial()
     recorder = Recorder(run, _both(live, ending), ending)
     recorder.record(
         "search_resumed" if resumed else "search_started",
@@ -143,32 +129,42 @@ def search(
         metric="accuracy" if config.task == "classification" else "perplexity",
         sampled=list(space.sampled_names),
         fingerprint=machines.about["fingerprint"],
+        study=name,
     )
+    requeue_unfinished(study)
+    for event in missing_events(study, before):
+        recorder.record(**event)
+    ending.begin(run.events())
+    # They come first in the study too, so that those that a kill kept out of it can be told.
+    for first in space.first_trials(base, config.trial)[len(study.get_trials(deepcopy=False)) :]:
+        first.enqueue(study)
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     left = config.trials - len(done)
     if left > 0 and not ending():
         searcher = StudySearcher(
             space,
             base,
-            storage=storage,
+            study=study,
             # Suggestions of a resumed search must not repeat those of its beginning.
             sampler=build_sampler(config.sampler, config.seed + len(done)),
             settings=_settings(config, run),
             stopping=ending,
         )
-        _fit(
-            config,
-            run,
-            machines,
-            name="search",
-            trials=left,
-            searcher=searcher,
-            scheduler=build_trial_scheduler(config.scheduler, config.steps),
-            recorder=recorder,
-            ending=ending,
-        )
-    recorder.record(
-        "search_ended", reason=ending.reason or "all trials are done", hosts=machines.counters()
-    )
+        try:
+            _fit(
+                config,
+                run,
+                machines,
+                name="search",
+                trials=left,
+                searcher=searcher,
+                scheduler=build_trial_scheduler(config.scheduler, config.steps),
+                recorder=recorder,
+                stopping=ending,
+            )
+        finally:
+            requeue_unfinished(study)
+    _record_end(recorder, machines, ending)
 
 
 def confirm(
@@ -177,7 +173,7 @@ def confirm(
     """Trains the best configs and the documented default again, each with the same fresh seeds,
     and judges them on the test split; the results are `confirm` runs in the events."""
     results = load(run)
-    if config.confirm == 0 or ending() or results.default is None:
+    if config.confirm == 0 or ending.urgent or results.default is None:
         return
     best = [int(trial) for trial in results.finished["trial"] if trial != 0][: config.confirm]
     if not best:
@@ -196,12 +192,16 @@ def confirm(
                 jobs.append({"number": number, "origin": "confirm", "of": of, "trial": trial})
     if not jobs:
         return
+
+    def stopping() -> bool:
+        return ending.urgent  # a budget has ended the search at most
+
     live.say(
         f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
     )
     live.expect(len(jobs))
     settings = _settings(config, run) | {"test": True, "hand_over": False}
-    recorder = Recorder(run, _both(live, ending), ending)
+    recorder = Recorder(run, _both(live, ending), stopping)
     _fit(
         config,
         run,
@@ -211,10 +211,16 @@ def confirm(
         searcher=BasicVariantGenerator(),
         scheduler=FIFOScheduler(),
         recorder=recorder,
-        ending=ending,
+        stopping=stopping,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
     )
-    recorder.record("search_ended", reason=ending.reason or "", hosts=machines.counters())
+    _record_end(recorder, machines, ending)
+
+
+def _record_end(recorder: Recorder, machines: Cluster, ending: Ending) -> None:
+    recorder.record(
+        "search_ended", reason=ending.reason or "all trials are done", hosts=machines.counters()
+    )
 
 
 def _confirmed(run: RunDir) -> set[int]:
@@ -243,6 +249,7 @@ def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
     def listen(event: dict[str, Any]) -> None:
         ending.listen(event)
         live.listen(event)
+        export_event(event)
 
     return listen
 
@@ -257,13 +264,11 @@ def _fit(
     searcher: Any,
     scheduler: TrialScheduler,
     recorder: Recorder,
-    ending: Callable[[], bool],
+    stopping: Callable[[], bool],
     param_space: dict[str, Any] | None = None,
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
-    trainable = tune.with_parameters(
-        run_trial, hosts=machines.hosts, connection=machines.connection
-    )
+    trainable = trial_class(machines.hosts, machines.connection)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": _TINY_CPU}),
         param_space=param_space,
@@ -281,7 +286,7 @@ def _fit(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(run.ray),
-            stop=_EndSearch(ending),
+            stop=_EndSearch(stopping),
             callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,

@@ -32,6 +32,14 @@ class Traffic:
     retries: int = 0
 
 
+@dataclass(frozen=True)
+class SwarmHealth:
+    """Who serves the blocks, as of the client's last look (a few seconds ago)."""
+
+    servers: int
+    blocks_served: int  # blocks that at least one of them holds
+
+
 class BackboneUnavailable(RuntimeError):
     """The backbone itself is gone (no server answered in time): no trial's fault."""
 
@@ -64,6 +72,10 @@ class Backbone(Protocol):
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         """Next-token logits [B, T, V]."""
+        ...
+
+    def health(self) -> SwarmHealth | None:
+        """None where there is no swarm."""
         ...
 
     def close(self) -> None: ...

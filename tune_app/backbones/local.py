@@ -49,6 +49,9 @@ class LocalBackbone:
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return self._model.get_output_embeddings()(hidden_BTH)
 
+    def health(self) -> None:
+        return None
+
     def close(self) -> None:
         pass
 

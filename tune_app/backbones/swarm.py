@@ -17,7 +17,7 @@ from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import AutoDistributedModelForCausalLM
 from petals.client.sequential_autograd import MAX_TOKENS_IN_BATCH
 
-from tune_app.backbones import BackboneUnavailable, PackLimits, Traffic
+from tune_app.backbones import BackboneUnavailable, PackLimits, SwarmHealth, Traffic
 
 # Petals waits for ever and asks for new servers once a minute; a search should rather go on with
 # the servers that are left, and fail with a reason when there is none.
@@ -76,6 +76,11 @@ class SwarmBackbone:
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return self._model.lm_head(hidden_BTH)
+
+    def health(self) -> SwarmHealth:
+        spans = self._manager.state.sequence_info.spans_by_priority  # of servers that are online
+        served = {block for span in spans for block in range(span.start, span.end)}
+        return SwarmHealth(len({span.peer_id for span in spans}), len(served))
 
     def close(self) -> None:
         # In this order, or hivemind complains about a closed event loop at interpreter exit.

@@ -1,0 +1,99 @@
+"""The Optuna study of a run: where it is, and how a search that was killed goes on with it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from tune_app.config import ConfigError, SearchConfig
+from tune_app.reports import outcome
+from tune_app.run_dir import RunDir, Status
+
+STUDY_NAME = "tune_app"
+
+
+def study_name(config: SearchConfig, run: RunDir) -> str:
+    """The study's name: a storage of the user's may hold many, each of them one run's own.
+
+    So two searches on the same storage never meet, and the run's lock keeps them from one study.
+    """
+    if config.storage is None:
+        return STUDY_NAME
+    named = [event["study"] for event in run.events() if event["event"] == "search_started"]
+    return named[-1] if named else f"{run.path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
+    """The run's own SQLite file, or --storage. Raises ConfigError where it cannot be opened."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = config.storage or f"sqlite:///{run.create().study_db}"
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
+        what = f"--storage: {config.storage!r}" if config.storage else str(run.study_db)
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}") from error
+
+
+def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
+    """The run's study, made where the run has none yet.
+
+    Raises ConfigError where its storage cannot be opened or has lost it.
+    """
+    storage = open_storage(config, run)
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction="minimize", load_if_exists=True
+    )
+    begun = any(event["event"] == "trial_started" for event in run.events())
+    if begun and not study.get_trials(deepcopy=False):
+        raise ConfigError(
+            f"{config.storage or run.study_db} does not hold this run's study {name!r}, without "
+            "which its trials would be repeated; give the --storage that it began with."
+        )
+    return study
+
+
+def requeue_unfinished(study: optuna.Study) -> None:
+    """Lets the study ask again for trials that nobody works on any more.
+
+    Optuna keeps a trial's number and params while it is not finished, so the trial goes on as
+    itself. There is no public call for the way back from RUNNING.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def missing_events(study: optuna.Study, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the events lack of the study's finished trials: a kill may come between the two."""
+    started: set[int] = set()
+    ended: set[int] = set()
+    steps: dict[int, int] = {}
+    for event in events:
+        if event["event"] == "trial_started":
+            started.add(event["trial"])
+            ended.discard(event["trial"])
+        elif event["event"] == "report":
+            steps[event["trial"]] = event["step"]
+        elif event["event"] == "trial_ended":
+            ended.add(event["trial"])
+    missing: list[dict[str, Any]] = []
+    for trial in study.get_trials(deepcopy=False):
+        number, known = trial.number, trial.user_attrs
+        if not trial.state.is_finished() or number in ended:
+            continue
+        if number not in started:
+            start = {"origin": known["origin"], "config": known["config"]}
+            missing.append({"event": "trial_started", "trial": number, **start})
+        last = known.get("report", {})
+        if last and steps.get(number, 0) < last["step"]:
+            missing.append({"event": "report", "trial": number, **last})
+        status, reason = outcome(last, known["config"]["steps"])
+        if trial.state == TrialState.FAIL:
+            status, reason = Status.FAILED, "unknown"
+        missing.append(
+            {"event": "trial_ended", "trial": number, "status": status, "reason": reason}
+        )
+    return missing
