@@ -129,6 +129,7 @@ def search(
         metric="accuracy" if config.task == "classification" else "perplexity",
         sampled=list(space.sampled_names),
         fingerprint=machines.about["fingerprint"],
+        classes=list(machines.about["classes"]),
         study=name,
     )
     requeue_unfinished(study)
