@@ -85,7 +85,7 @@ class SearchConfig:
     prompt_length: int = 8
     trials: int = 16
     concurrency: int | None = None  # None: from the model, the limits and the machine
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 8
     max_length: int = 48  # tokens of text in one row, without the prompt
     seed: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,12 +48,12 @@ class PromptTunedModel(nn.Module):
         hidden, prompt = backbone.hidden_size, config.prompt_length
         # float32 whatever the backbone's dtype, and normal(0, 1) as nn.Embedding: as in Petals.
         self.prompt_embeddings = _normal(prompt, hidden, 1.0, generator, backbone.device)
-        self.intermediate_prompt_embeddings = None
+        self.intermediate_prompt_embeddings: nn.Parameter | None = None
         if config.tuning_mode == "deep_ptune":
             self.intermediate_prompt_embeddings = _normal(
                 prompt, backbone.num_blocks * hidden, 1.0, generator, backbone.device
             )
-        self.score = None
+        self.score: nn.Parameter | None = None
         if task == "classification":
             # 0.02 is the initializer_range of all three families.
             self.score = _normal(num_classes, hidden, 0.02, generator, backbone.device)
@@ -82,16 +83,17 @@ class PromptTunedModel(nn.Module):
 
     def request(self, batch: Batch, *, needs_grad: bool) -> Request:
         """The batch as the packer takes it, with this model's prompts as they are now."""
-        deep = self.intermediate_prompt_embeddings
-        if deep is not None:
-            deep = deep.detach().view(len(deep), self.backbone.num_blocks, -1).transpose(0, 1)
-        score = self.score
-        if score is not None:
-            score = score.detach().requires_grad_(needs_grad)
+        deep_LPH: torch.Tensor | None = None
+        if self.intermediate_prompt_embeddings is not None:
+            deep = self.intermediate_prompt_embeddings.detach()
+            deep_LPH = deep.view(len(deep), self.backbone.num_blocks, -1).transpose(0, 1)
+        score: torch.Tensor | None = None
+        if self.score is not None:
+            score = self.score.detach().requires_grad_(needs_grad)
         return Request(
             embeds_BTH=self.backbone.embed(batch.tokens_BT.to(self.backbone.device)).detach(),
             prompt_PH=self.prompt_embeddings.detach(),
-            deep_LPH=deep,
+            deep_LPH=deep_LPH,
             head=self._head(batch, score),
             head_parameters=() if score is None or not needs_grad else (score,),
             needs_grad=needs_grad,
@@ -107,6 +109,7 @@ class PromptTunedModel(nn.Module):
 
         def classification_head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
             pooled_BH = classification.last_token(hidden_BTH, batch.lengths_B[rows])
+            assert score_CH is not None  # chosen below only with a score head
             logits_BC = pooled_BH.to(score_CH.dtype) @ score_CH.T
             nll, count = classification.loss_sum(logits_BC, labels[rows])
             correct = classification.correct(logits_BC, labels[rows])
@@ -122,7 +125,13 @@ class _RunRequest(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, model: PromptTunedModel, batch: Batch, names, *parameters):
+    def forward(
+        ctx: Any,
+        model: PromptTunedModel,
+        batch: Batch,
+        names: tuple[str, ...],
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
         answer = model._run(model.request(batch, needs_grad=True))
         grads = {"prompt_embeddings": answer.prompt_PH}
         if answer.deep_LPH is not None:
@@ -133,7 +142,7 @@ class _RunRequest(torch.autograd.Function):
         return parameters[0].new_tensor(answer.loss)
 
     @staticmethod
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, None, *(grad_loss * grad for grad in ctx.grads)
 
 
@@ -144,6 +153,8 @@ def _targets(task: Task, batch: Batch) -> int:
     return int((batch.labels[:, 1:] != causal_lm.IGNORED).sum())
 
 
-def _normal(rows: int, columns: int, std: float, generator, device) -> nn.Parameter:
+def _normal(
+    rows: int, columns: int, std: float, generator: torch.Generator, device: torch.device
+) -> nn.Parameter:
     values = torch.randn(rows, columns, generator=generator) * std
     return nn.Parameter(values.to(device))

@@ -19,11 +19,12 @@ from tune_app.tasks import Batch, DataOrder, Dataset, TaskData
 
 # Validation rows that an evaluation during training uses at most; the final test uses all rows.
 EVALUATION_ROWS = 128
-# A loss this many times the first one has exploded, whatever it does later.
+# A loss this many times the first one has exploded, whatever it does later. A diverged trial counts
+# as just that much: finite, so that the sampler learns from it, and no run that still trains is
+# worse.
 EXPLODED = 10.0
-# What a diverged trial counts as, relative to the loss before training: finite, so that the
-# sampler learns from it, and worse than any run that still trains.
-PENALTY = 2.0
+# Nats, in place of a first loss that is no number: a uniform guess over 22,000 tokens.
+UNKNOWN_LOSS = 10.0
 
 
 def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
@@ -52,6 +53,7 @@ class TrainingRun:
 
         `report` is called after every evaluation, when `state()` is consistent; a run that goes on
         from a checkpoint first repeats its last report, which a kill may have kept from arriving.
+        reduce_lr_on_plateau is evaluated on the way in any case: its schedule needs the losses.
         """
         if self.last_report is not None:
             report(self.last_report)
@@ -59,7 +61,7 @@ class TrainingRun:
                 return
         began = time.monotonic() - self.seconds
         evaluations = evaluation_steps(self.config.steps)
-        if not evaluate_on_the_way:
+        if not evaluate_on_the_way and not isinstance(self.scheduler, ReduceLROnPlateau):
             evaluations = evaluations[-1:]
         valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
         losses: list[float] = []
@@ -94,19 +96,21 @@ class TrainingRun:
         return loss.item()
 
     def _has_diverged(self, loss: float) -> bool:
-        if self.first_loss is None and math.isfinite(loss):
+        if not math.isfinite(loss):
+            return True
+        if self.first_loss is None:
             self.first_loss = loss
-        return not math.isfinite(loss) or loss > EXPLODED * self.first_loss
+        return loss > EXPLODED * self.first_loss
 
     def _report(
         self, losses: list[float], evaluation: Evaluation, learning_rate: float, diverged: bool
     ) -> Report:
-        penalty = PENALTY * (self.first_loss or 1.0)
+        first_loss = UNKNOWN_LOSS if self.first_loss is None else self.first_loss
         return Report(
             step=self.step,
             train_loss=sum(losses) / len(losses),
             eval_loss=evaluation.loss,
-            objective=penalty if diverged else evaluation.loss,
+            objective=EXPLODED * first_loss if diverged else evaluation.loss,
             learning_rate=learning_rate,
             tokens=self.tokens,
             seconds=self.seconds,

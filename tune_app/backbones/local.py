@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -55,8 +57,8 @@ class LocalBackbone:
     def close(self) -> None:
         pass
 
-    def _deep_prompt_hook(self, index: int):
-        def add_deep_prompt(module, args):
+    def _deep_prompt_hook(self, index: int) -> Callable[[Any, Any], Any]:
+        def add_deep_prompt(module: Any, args: Any) -> Any:
             if self._deep_LBPH is None:
                 return None
             hidden_BSH, deep_BPH = args[0], self._deep_LBPH[index]

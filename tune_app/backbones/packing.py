@@ -66,10 +66,9 @@ class Answer:
         self.prompt_PH = _sum(self.prompt_PH, part.prompt_PH)
         self.deep_LPH = _sum(self.deep_LPH, part.deep_LPH)
         if part.head_parameters:
-            ours = self.head_parameters or [None] * len(part.head_parameters)
-            self.head_parameters = [
-                _sum(a, b) for a, b in zip(ours, part.head_parameters, strict=True)
-            ]
+            pairs = zip(self.head_parameters, part.head_parameters, strict=True)
+            new = not self.head_parameters
+            self.head_parameters = part.head_parameters if new else [a + b for a, b in pairs]
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
@@ -158,7 +157,7 @@ def run_pack(
         text = slice(len(request.prompt_PH), request.row_tokens)
         try:
             answer, grad_BTH = _run_head(request, part, hidden_BSH[rows, text])
-            if grad_BSH is not None:
+            if grad_BSH is not None and grad_BTH is not None:
                 grad_BSH[rows, text] = grad_BTH
             answers.append(answer)
         except Exception as error:
@@ -185,7 +184,13 @@ def _run_head(
     return answer, grad_BTH
 
 
-def _hand_out_gradients(requests, parts, answers, grad_BSH, grad_LBPH=None) -> None:
+def _hand_out_gradients(
+    requests: Sequence[Request],
+    parts: Sequence[Part],
+    answers: Sequence[Answer | Exception],
+    grad_BSH: torch.Tensor,
+    grad_LBPH: torch.Tensor | None = None,
+) -> None:
     at = 0
     for part, answer in zip(parts, answers, strict=True):
         request, rows = requests[part.request], slice(at, at + len(part))
@@ -194,7 +199,7 @@ def _hand_out_gradients(requests, parts, answers, grad_BSH, grad_LBPH=None) -> N
             continue
         prompt_tokens = len(request.prompt_PH)
         answer.prompt_PH = grad_BSH[rows, :prompt_tokens].sum(0, dtype=request.prompt_PH.dtype)
-        if request.deep_LPH is not None:
+        if request.deep_LPH is not None and grad_LBPH is not None:
             deep_LBPH = grad_LBPH[:, rows, : request.deep_LPH.shape[1]]
             answer.deep_LPH = deep_LBPH.sum(1, dtype=request.deep_LPH.dtype)
 

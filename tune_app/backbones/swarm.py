@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -92,11 +93,11 @@ class SwarmBackbone:
         """Counts what the client asks of servers: its manager hears of each answer and failure."""
         succeeded, failed = self._manager.on_request_success, self._manager.on_request_failure
 
-        def on_success(peer_id):
+        def on_success(peer_id: Any) -> None:
             self.traffic.requests += 1
             succeeded(peer_id)
 
-        def on_failure(peer_id):
+        def on_failure(peer_id: Any) -> None:
             self.traffic.requests += 1
             self.traffic.retries += 1
             failed(peer_id)
@@ -128,7 +129,9 @@ class _RemoteBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_BSH, deep_LBPH, sequence):
+    def forward(
+        ctx: Any, hidden_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None, sequence: Any
+    ) -> torch.Tensor:
         ctx.inner_inputs = (
             hidden_BSH.detach().requires_grad_(),
             None if deep_LBPH is None else deep_LBPH.detach().requires_grad_(),
@@ -141,7 +144,7 @@ class _RemoteBlocks(torch.autograd.Function):
         return ctx.inner_output.detach()
 
     @staticmethod
-    def backward(ctx, grad_BSH):
+    def backward(ctx: Any, grad_BSH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs = [tensor for tensor in ctx.inner_inputs if tensor is not None]
         try:
             grads = torch.autograd.grad(ctx.inner_output, inputs, grad_BSH)

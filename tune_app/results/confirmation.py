@@ -1,8 +1,10 @@
 """Is the best config better than the documented default, or was its seed lucky?
 
-After a search the best configs and the default are trained again with fresh seeds and judged on the
-test split. Runs with the same seed see the same data in the same order from the same prompt
-initialisation, so they are compared in pairs, which takes most of the seed's noise out.
+After a search the best configs and the default are trained again with fresh seeds. The winner is
+the one with the lowest mean validation loss, and it is judged on the test split: the lowest of
+several test losses would be partly luck. Runs with the same seed see the same data in the same order from
+the same prompt initialisation, so they are compared in pairs, which takes most of the seed's noise
+out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ COLUMNS = [
     "seeds",  # finished runs
     "failed",  # runs that diverged, failed or were interrupted
     "split",  # "test", or "validation" where the runs have no test loss
-    "mean",  # of the loss over the seeds
+    "valid",  # mean validation loss over the seeds, which ranks the configs
+    "mean",  # of the loss on `split` over the seeds
     "spread",  # standard deviation over the seeds (n - 1); NaN for one seed
     "metric",  # mean accuracy or perplexity
     "metric_spread",
@@ -32,7 +35,7 @@ COLUMNS = [
 
 
 def confirmation(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A row for each confirmed trial, best first; columns as in COLUMNS.
+    """A row for each confirmed trial, the lowest validation loss first; columns as in COLUMNS.
 
     Trials with fewer finished seeds stand behind the others: a config that diverges with another
     seed must not win with the seeds that went well.
@@ -62,6 +65,7 @@ def confirmation(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
                 "seeds": len(losses),
                 "failed": int((~group["status"].isin([Status.FINISHED, Status.RUNNING])).sum()),
                 "split": "test" if tested else "validation",
+                "valid": float(finished["eval_loss"].mean()),
                 "mean": float(np.mean(list(losses.values()))) if losses else math.nan,
                 "spread": float(np.std(list(losses.values()), ddof=1))
                 if len(losses) > 1
@@ -76,7 +80,7 @@ def confirmation(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(
-        ["seeds", "mean"], ascending=[False, True], kind="stable", ignore_index=True
+        ["seeds", "valid"], ascending=[False, True], kind="stable", ignore_index=True
     )
 
 

@@ -37,7 +37,7 @@ class Results:
         reason, origin, of (the trial that a confirmation run repeats), every hyperparameter, and
         the figures of the last report (step, losses, metrics, tokens, seconds).
     history: a row for each report, by trial and step.
-    confirm: a row for each confirmed trial, best first; `confirmation.py` has the columns.
+    confirm: a row for each confirmed trial, the winner first; `confirmation.py` has the columns.
     """
 
     run: RunDir
@@ -48,6 +48,7 @@ class Results:
     confirm: pd.DataFrame
     task: str
     metric: str  # "accuracy" or "perplexity"
+    study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
     planned: int  # trials asked for, without confirmation runs
     baseline: dict[str, Any]  # figures without any prompt, where they were measured
@@ -133,6 +134,7 @@ def load(run: RunDir) -> Results:
         confirm=confirmation(trials, metric),
         task=str(search.get("task", "")),
         metric=metric,
+        study=str(search.get("study") or "tune_app"),
         sampled=_sampled(search, trials),
         planned=int(search.get("trials") or 0),
         baseline=search["baseline"] if isinstance(search.get("baseline"), dict) else {},

@@ -19,7 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from tune_app.results import figures as draw
 from tune_app.results.frames import Results, load
-from tune_app.results.importance import RULE, importance
+from tune_app.results.importance import importance, too_few_trials
+from tune_app.results.parallel import parallel
 from tune_app.results.summary import by_scheduler
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
@@ -56,7 +57,7 @@ def report_page(results: Results) -> str:
     shown = [
         draw.differences(results),
         draw.importances(table),
-        draw.parallel(results),
+        parallel(results),
         draw.curves(results),
         draw.progress([("best so far", results)]),
         *over,
@@ -82,7 +83,7 @@ def report_page(results: Results) -> str:
             confirm=_confirm_rows(results),
             figures=figures,
             over=[figure["id"] for figure in over if figure],
-            importance_rule=RULE,
+            too_few=too_few_trials(results) if table.empty else "",
             schedulers=by_scheduler(results),
             cost=_cost(results),
             hosts=results.hosts,
@@ -240,6 +241,7 @@ def _confirm_rows(results: Results) -> list[list[str]]:
             [
                 "default" if row.trial == 0 else f"trial {row.trial}",
                 f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
+                number(row.valid, "loss"),
                 f"{number(row.mean, 'loss')} ± {number(row.spread, 'loss')}",
                 number(row.metric, results.metric),
                 "" if pd.isna(row.difference) else signed(row.difference),

@@ -7,7 +7,7 @@ import textwrap
 import pandas as pd
 
 from tune_app.results.frames import Results
-from tune_app.results.importance import RULE, importance
+from tune_app.results.importance import importance, too_few_trials
 from tune_app.results.words import (
     DASH,
     count,
@@ -124,6 +124,7 @@ def _confirmation(results: Results, width: int) -> str:
         [
             "default" if row.trial == 0 else f"trial {row.trial}",
             str(row.seeds) + (f" ({row.failed} failed)" if row.failed else ""),
+            number(row.valid, "loss"),
             number(row.mean, "loss"),
             number(row.spread, "loss"),
             number(row.metric, results.metric),
@@ -132,8 +133,9 @@ def _confirmation(results: Results, width: int) -> str:
         for row in results.confirm.itertuples()
     ]
     split = results.confirm["split"].iloc[0]
-    header = ["confirmed", "seeds", f"{split} loss", "±", results.metric, "against the default"]
-    return "\n".join(line[:width] for line in _table(rows, header, right={2, 3, 4}))
+    header = ["confirmed", "seeds", "valid loss", f"{split} loss", "±", results.metric]
+    header.append("against the default")
+    return "\n".join(line[:width] for line in _table(rows, header, right={2, 3, 4, 5}))
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -169,11 +171,8 @@ def _by_scheduler(results: Results) -> str:
 def _importance(results: Results, width: int) -> str:
     frame = importance(results)
     if frame.empty:
-        return (
-            ""
-            if results.searched.empty
-            else textwrap.fill(f"Importance of the hyperparameters: {RULE}.", width)
-        )
+        few = too_few_trials(results)
+        return textwrap.fill(f"Importance of the hyperparameters: {few}.", width) if few else ""
     top = frame["importance"].max()
     rows = [
         [

@@ -163,25 +163,28 @@ def _confirmed(results: Results, best: int) -> Verdict | None:
         return None
     row = rows.loc[best]
     seeds, split = plural(int(row["seeds"]), "fresh seed"), row["split"]
-    reached = f"a mean loss of {_spread(row['mean'], row['spread'])}"
+    reached = (
+        f"on the {split} split it reaches a mean loss of {_spread(row['mean'], row['spread'])}"
+    )
     if pd.notna(row["metric"]):
         reached += f" ({results.metric} {number(row['metric'], results.metric)})"
     if best == 0:
-        others = plural(len(rows) - 1, "other confirmed config")
         return Verdict(
             "no",
             "No better than the default",
-            f"Trained again with {seeds} and judged on the {split} split, the documented default "
-            f"reaches {reached}; none of {others} does better.",
+            f"Trained again with {seeds}, the documented default has a lower validation loss than "
+            f"{plural(len(rows) - 1, 'other config')}; {reached}.",
         )
     if row["pairs"] == 0:
         return None
     default = rows.loc[0]
     compared = (
-        f"Trained again with {seeds} and judged on the {split} split, trial {best} reaches "
-        f"{reached}, the documented default {_spread(default['mean'], default['spread'])}: a "
-        f"paired difference of {signed(row['difference'])}"
+        f"Trained again with {seeds}, trial {best} has the lowest validation loss; {reached}, the "
+        f"documented default {_spread(default['mean'], default['spread'])}: a paired difference of "
+        f"{signed(row['difference'])}"
     )
+    if row["difference"] >= 0:
+        return Verdict("no", "No better than the default", f"{compared}.")
     if pd.isna(row["high"]):
         return Verdict(
             "likely",
