@@ -165,13 +165,13 @@ def _timed(command: list[str], watch_memory: bool = False) -> tuple[float, float
 def on_swarm(workload: Workload, delay_ms: float = 0.0) -> Iterator[Workload]:
     """The workload on a private swarm of one server, behind a relay if there is a delay."""
     if not delay_ms:
-        with privateon_swarm(workload.model) as swarm:
+        with private_swarm(workload.model) as swarm:
             yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
         return
     port = _free_port()
     with (
         relay(to=port, delay_ms=delay_ms) as far_port,
-        privateon_swarm(workload.model, port=port, announce_ports=[far_port]) as swarm,
+        private_swarm(workload.model, port=port, announce_ports=[far_port]) as swarm,
     ):
         yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
 
