@@ -1,0 +1,100 @@
+"""What ends a search early, without any search: budgets, signals, dead machines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tune_app.config import SearchConfig
+from tune_app.ending import Ending, interruptible
+
+
+def report(trial: int, step: int, tokens: int = 0) -> dict:
+    return {"event": "report", "trial": trial, "step": step, "tokens": tokens}
+
+
+def failure(trial: int, *, machines: bool) -> dict:
+    return {"event": "trial_retried", "trial": trial, "reason": "gone", "machines": machines}
+
+
+def test_token_budget_counts_the_whole_run() -> None:
+    ending = Ending(SearchConfig(token_budget=1000))
+    ending.begin([report(0, 5, tokens=200), report(0, 10, tokens=400)])
+    ending.listen(report(1, 5, tokens=500))
+    assert not ending()
+    ending.listen(report(2, 5, tokens=100))
+
+    assert ending()
+    assert (ending.reason, ending.urgent, ending.exit_code) == (
+        "the token budget is spent",
+        False,
+        0,
+    )
+
+
+def test_time_budget_runs_from_the_first_trial() -> None:
+    ending = Ending(SearchConfig(time_budget=0.05))
+    time.sleep(0.1)
+    assert not ending()
+    ending.begin([])
+    time.sleep(0.1)
+
+    assert ending()
+    assert not ending.urgent
+
+
+def test_machines_are_dead_where_a_trial_fails_again_and_none_gets_on() -> None:
+    ending = Ending(SearchConfig())
+    ending.listen(report(0, 5))
+    ending.listen(failure(0, machines=True))
+    ending.listen(failure(1, machines=True))
+    ending.listen(report(0, 5))  # from its checkpoint: no progress
+    assert not ending()
+    ending.listen(failure(0, machines=True))
+
+    assert ending()
+    assert (ending.reason, ending.exit_code) == ("gone", 1)
+
+
+def test_failures_between_which_a_trial_gets_on_end_nothing() -> None:
+    ending = Ending(SearchConfig())
+    for step in range(1, 5):
+        ending.listen(failure(0, machines=True))
+        ending.listen(report(1, step))
+
+    assert not ending()
+
+
+def test_errors_of_the_trials_themselves_end_nothing() -> None:
+    ending = Ending(SearchConfig())
+    for _ in range(4):
+        ending.listen(failure(0, machines=False))
+
+    assert not ending()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_ends_second_one_leaves(signum: signal.Signals) -> None:
+    ending, said = Ending(SearchConfig()), []
+    before = signal.getsignal(signum)
+    with interruptible(ending, said.append):
+        os.kill(os.getpid(), signum)
+        assert ending()
+        assert ending.exit_code == 128 + signum
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signum)
+
+    assert len(said) == 1
+    assert signal.getsignal(signum) == before
+
+
+def test_ctrl_c_after_a_budget_ends_the_confirmation_too() -> None:
+    ending = Ending(SearchConfig(token_budget=1))
+    ending.listen(report(0, 1, tokens=5))
+    assert not ending.urgent
+    ending.interrupt(signal.SIGINT)
+
+    assert (ending.reason, ending.exit_code) == ("interrupted", 130)
