@@ -126,20 +126,22 @@ def test_the_confirmation_pairs_by_seed_and_decides_the_winner(tmp_path: Path):
         (0, 7, 2.0),
         (0, 8, 2.4),
         (0, 9, 2.2),
-        (1, 9, 2.25),
-        (1, 7, 2.02),
-        (1, 8, 2.42),
+        (1, 9, 1.9),  # the lowest test losses, but a test loss must not choose what it judges
+        (1, 7, 1.7),
+        (1, 8, 2.1),
         (2, 8, 2.3),
         (2, 9, 2.08),
         (2, 7, 1.91),
     ]
+    valid = {0: 1.9, 1: 1.8, 2: 1.7}
     for number_, (of, seed, loss) in enumerate(runs, start=3):
         event = {"event": "trial_started", "trial": number_, "origin": "confirm", "of": of}
         run.append_event(event | {"config": {"lr": 0.1, "seed": seed}})
-        _report(run, number_, 10, 1.0, test_loss=loss, test_accuracy=0.25)
+        _report(run, number_, 10, valid[of], test_loss=loss, test_accuracy=0.25)
         _end(run, number_)
     results = load(run)
-    assert list(results.confirm["trial"]) == [2, 0, 1]
+    assert list(results.confirm["trial"]) == [2, 1, 0]
+    assert list(results.confirm["valid"]) == pytest.approx([1.7, 1.8, 1.9])
     winner = results.confirm.iloc[0]
     assert winner["mean"] == pytest.approx(np.mean([2.3, 2.08, 1.91]))
     assert winner["spread"] == pytest.approx(np.std([2.3, 2.08, 1.91], ddof=1))
@@ -152,13 +154,14 @@ def test_the_confirmation_pairs_by_seed_and_decides_the_winner(tmp_path: Path):
     assert results.best is not None
     assert results.best["trial"] == 2  # although trial 1 was ahead in the search
     assert verdict(results).kind == "proven"
-    assert "3 fresh seeds" in verdict(results).sentence
+    assert "3 fresh seeds, trial 2 has the lowest validation loss" in verdict(results).sentence
+    assert "on the test split it reaches a mean loss of 2.097" in verdict(results).sentence
     assert len(results.searched) == 3  # confirmation runs are no trials of the search
 
 
 def test_a_config_that_fails_with_a_seed_cannot_be_confirmed_best():
     rows = [
-        {"of": of, "seed": seed, "status": status, "test_loss": loss}
+        {"of": of, "seed": seed, "status": status, "eval_loss": loss, "test_loss": loss}
         for of, seed, status, loss in (
             (0, 1, Status.FINISHED, 2.0),
             (0, 2, Status.FINISHED, 2.0),
@@ -169,6 +172,22 @@ def test_a_config_that_fails_with_a_seed_cannot_be_confirmed_best():
     table = confirmation(pd.DataFrame(rows).assign(origin="confirm", accuracy=0.5), "accuracy")
     assert list(table["trial"]) == [0, 5]
     assert list(table["failed"]) == [0, 1]
+
+
+def test_what_wins_by_validation_and_loses_on_the_test_split_is_no_better(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    for number_, (of, valid, test) in enumerate(
+        [(None, 2.0, 0), (None, 1.5, 0), (0, 2, 1), (1, 1, 2)]
+    ):
+        for seed in (1, 2) if of is not None else (0,):
+            trial = number_ * 10 + seed if of is not None else number_
+            event = {"event": "trial_started", "trial": trial, "config": {"lr": 0.1, "seed": seed}}
+            run.append_event(event | ({} if of is None else {"origin": "confirm", "of": of}))
+            _report(run, trial, 10, valid, **({} if of is None else {"test_loss": test + seed / 9}))
+            _end(run, trial)
+    found = verdict(load(run))
+    assert found.kind == "no"
+    assert "difference of +1.000" in found.sentence
 
 
 def test_no_better_than_the_default_is_said(tmp_path: Path):
@@ -236,7 +255,7 @@ def test_tables_hold_what_the_frames_hold(run: RunDir):
     assert TrialConfig(**best["trial"]).lr == results.best["lr"]
 
 
-def _study(run: RunDir, trials: int) -> None:
+def _study(run: RunDir, trials: int, storage: str | None = None, name: str = "tune_app") -> None:
     """lr decides, weight_decay does nothing, num_cycles exists in every third trial."""
 
     def objective(trial: optuna.Trial) -> float:
@@ -248,8 +267,8 @@ def _study(run: RunDir, trials: int) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        study_name="tune_app",
-        storage=f"sqlite:///{run.study_db}",
+        study_name=name,
+        storage=storage or f"sqlite:///{run.study_db}",
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
     study.optimize(objective, n_trials=trials)
@@ -278,7 +297,16 @@ def test_importance_covers_conditional_parameters_once_enough_trials_held_them(r
 def test_importance_is_silent_with_too_few_trials(run: RunDir):
     _study(run, MIN_TRIALS - 1)
     assert importance(load(run)).empty
-    assert f"shown from {MIN_TRIALS} complete trials" in summary(load(run)).replace("\n", " ")
+    few = f"too few complete trials (have {MIN_TRIALS - 1}, need {MIN_TRIALS})"
+    assert f"Importance of the hyperparameters: {few}.\n" in summary(load(run))
+
+
+def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):
+    study = f"sqlite:///{run.path / 'shared.db'}"
+    run.append_event({"event": "search_resumed", "study": "run-1234"})
+    run.write_atomic(run.search_yaml, yaml.safe_dump({"storage": study}))
+    _study(run, MIN_TRIALS, storage=study, name="run-1234")
+    assert not importance(load(run)).empty
 
 
 @pytest.mark.parametrize(

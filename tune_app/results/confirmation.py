@@ -2,9 +2,9 @@
 
 After a search the best configs and the default are trained again with fresh seeds. The winner is
 the one with the lowest mean validation loss, and it is judged on the test split: the lowest of
-several test losses would be partly luck. Runs with the same seed see the same data in the same order from
-the same prompt initialisation, so they are compared in pairs, which takes most of the seed's noise
-out.
+several test losses would be partly luck. Runs with the same seed see the same data in the same
+order from the same prompt initialisation, so they are compared in pairs, which takes most of the
+seed's noise out.
 """
 
 from __future__ import annotations

@@ -31,16 +31,13 @@ def importance(results: Results) -> pd.DataFrame:
     empty = pd.DataFrame(
         {"parameter": pd.Series(dtype=str), "importance": [], "trials": pd.Series(dtype=int)}
     )
-    study = _study(results)
-    if study is None:
-        return empty
-    values = _values(study)
+    study, values = _study(results)
     held = {
         name: len(seen)
         for name, seen in values.items()
         if len(seen) >= MIN_TRIALS and len(set(seen)) > 1
     }
-    if not held:
+    if study is None or not held:
         return empty
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental; few trials in a regime (left out)
@@ -63,40 +60,34 @@ def importance(results: Results) -> pd.DataFrame:
 
 def too_few_trials(results: Results) -> str:
     """Why there is no importance yet, in words; "" where trials are not what is missing."""
-    study = _study(results)
-    if study is None:
-        return ""
-    most = max(map(len, _values(study).values()), default=0)
-    if most >= MIN_TRIALS:
+    study, values = _study(results)
+    most = max(map(len, values.values()), default=0)
+    if study is None or most >= MIN_TRIALS:
         return ""
     return f"too few complete trials (have {most}, need {MIN_TRIALS})"
 
 
-def _values(study: optuna.Study) -> dict[str, list[object]]:
-    """Parameter -> its values in the complete trials (early-stopped ones are not complete)."""
-    values: dict[str, list[object]] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.value is not None and math.isfinite(trial.value):
-            for name, value in trial.params.items():
-                values.setdefault(name, []).append(value)
-    return values
-
-
-def _study(results: Results) -> optuna.Study | None:
-    """The run's study: in `storage` of search.yaml, else in the run's own file.
+def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object]]]:
+    """The run's study (in `storage` of search.yaml, else in the run's own file), and for each
+    parameter its values in the complete trials; early-stopped ones are not complete.
 
     None where there is none, or where it was cut off or is of another version of Optuna.
     """
-    file = results.run.study_db
+    file, values = results.run.study_db, dict[str, list[object]]()
     if not (results.settings.get("storage") or file.exists()):
-        return None
+        return None, values
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return optuna.load_study(
+        study = optuna.load_study(
             study_name=results.study, storage=results.settings.get("storage") or f"sqlite:///{file}"
         )
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if trial.value is not None and math.isfinite(trial.value):
+                for name, value in trial.params.items():
+                    values.setdefault(name, []).append(value)
+        return study, values
     except (SQLAlchemyError, KeyError, RuntimeError):
-        return None
+        return None, {}
     finally:
         optuna.logging.set_verbosity(verbosity)
