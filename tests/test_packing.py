@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from tests.tiny_models import write_tiny_model
-from tests.trials import MIXED, VOCAB, Spec, make_trial, same_bits, tensors
+from tests.trials import MIXED, VOCAB, Spec, float64_throughout, make_trial, same_bits, tensors
 from tune_app.backbones import BackboneUnavailable
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
@@ -153,25 +152,16 @@ def assert_close(ours: Answer, theirs: Answer, relative: float):
         assert (a - b).abs().max() <= relative * b.abs().max()
 
 
-@pytest.fixture
-def float64_throughout(monkeypatch):
-    """transformers' attention falls back to float32 at places, whatever the model's dtype."""
-    softmax = F.softmax
-    monkeypatch.setattr(F, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim=dim))
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("float64_throughout")
 @pytest.mark.parametrize("tokens_per_pack", [4096, 40], ids=["one pack", "cut"])
 @pytest.mark.parametrize("family", ["llama", "llama-gqa", "bloom", "falcon"])
 def test_float64_gradients_are_those_of_the_trial_alone(folders, family, tokens_per_pack):
-    backbone = LocalBackbone(folders[family], device="cpu", dtype="float64")
-    requests = [make_trial(backbone, spec).request() for spec in MIXED]
-    for answer, request in zip(packed(backbone, requests, tokens_per_pack), requests, strict=True):
-        assert answer.prompt_PH.dtype == torch.float64
-        assert_close(answer, run_alone(backbone, request), 1e-10)
+    with float64_throughout():
+        backbone = LocalBackbone(folders[family], device="cpu", dtype="float64")
+        requests = [make_trial(backbone, spec).request() for spec in MIXED]
+        answers = packed(backbone, requests, tokens_per_pack)
+        for answer, request in zip(answers, requests, strict=True):
+            assert answer.prompt_PH.dtype == torch.float64
+            assert_close(answer, run_alone(backbone, request), 1e-10)
 
 
 @no_deadline

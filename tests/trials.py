@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn import functional as F
 
 from tune_app.backbones import Backbone
 from tune_app.backbones.packer import run_alone
@@ -84,3 +87,16 @@ def same_bits(a: Answer, b: Answer) -> bool:
     """Whether two answers agree in every bit of loss and gradients."""
     pairs = zip(tensors(a), tensors(b), strict=True)
     return a.loss == b.loss and a.sums == b.sums and all(torch.equal(x, y) for x, y in pairs)
+
+
+@contextmanager
+def float64_throughout() -> Iterator[None]:
+    """transformers' attention falls back to float32 at places, whatever the model's dtype."""
+    softmax, dtype = F.softmax, torch.get_default_dtype()
+    F.softmax = lambda scores, dim, dtype=None: softmax(scores, dim=dim)
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        F.softmax = softmax
+        torch.set_default_dtype(dtype)
