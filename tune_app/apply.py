@@ -109,7 +109,7 @@ def _check(options: argparse.Namespace, config: SearchConfig, about: About) -> N
     if len(sources) > 1:
         flags = " and ".join(f"--{flag}" for flag in sources)
         messages.append(f"{flags}: each says what to work on; give one of them.")
-    if options.input is not None and not options.input.is_file():
+    if options.input is not None and (not options.input.exists() or options.input.is_dir()):
         messages.append(f"--input: there is no file {str(options.input)!r}.")
     if options.max_new_tokens < 1:
         messages.append(f"--max-new-tokens: must be 1 or more, got {options.max_new_tokens}.")

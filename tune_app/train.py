@@ -135,9 +135,9 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
         run.write_atomic(run.search_yaml, settings.to_yaml())
         about = {"task": data.task, "metric": metric, "classes": data.class_names}
         record("search_started", trials=1, sampled=[], fingerprint=data.fingerprint, **about)
-        record("trial_started", trial=_TRIAL, origin="enqueued", config=asdict(trial))
         end = partial(record, "trial_ended", trial=_TRIAL)
         try:
+            record("trial_started", trial=_TRIAL, origin="enqueued", config=asdict(trial))
             training.train(report)
         except BackboneUnavailable as error:
             end(status=Status.FAILED, reason=str(error))
