@@ -177,7 +177,8 @@ class LiveView:
                 lines.add_row("", self._name(run))
         else:
             lines.add_row("trials", self._bar(progress.ended, self._config.trials))
-        lines.add_row("", self._counts())
+        if progress.counts:
+            lines.add_row("", self._counts())
         best = progress.best
         if best is None:
             lines.add_row("best", "no trial has finished yet")

@@ -38,7 +38,6 @@ _TOKENS_AT_ONCE = 2048
 _MOST_TRIALS_AT_ONCE = 16  # beyond it, a sampler would suggest most of a search blindly
 _RETRIES = 2  # of a trial whose host or swarm failed
 _FIRST_CONFIRMATION = 100_000  # their numbers: far from those of the study, which may grow
-_TINY_CPU = 0.001  # a trial only waits; the host does the work
 
 
 def default_concurrency(config: SearchConfig) -> int:
@@ -269,9 +268,8 @@ def _fit(
     param_space: dict[str, Any] | None = None,
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
-    trainable = trial_class(machines.hosts, machines.connection)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": _TINY_CPU}),
+        trial_class(machines.hosts, machines.connection),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
