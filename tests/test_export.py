@@ -82,8 +82,8 @@ def test_weights_are_those_of_the_checkpoint_under_petals_names(run):
 
 
 def test_the_confirmed_winner_by_validation_loss(tmp_path):
-    """Trial 2 won the search, trial 1 the confirmation (by validation loss); run 12 has the best test loss of its runs,
-    run 11 the best validation loss."""
+    """Trial 2 won the search, trial 1 the confirmation, which goes by validation loss too; of
+    trial 1's runs, 12 has the best test loss and 11 the best validation loss."""
     run = _searched(
         tmp_path,
         {
