@@ -25,6 +25,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TQDM": "0",
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason stands in the table
     "TUNE_WARN_THRESHOLD_S": "1000",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

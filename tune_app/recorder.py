@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -87,7 +89,10 @@ class Recorder(tune.Callback):
 
 def _reason(trial: Trial) -> tuple[str, bool]:
     """Why a trial failed, in one line, and whether its machines are to blame and not its config."""
-    error = trial.get_pickled_error()
+    # The local copy: the one in the trial's storage, which Ray itself reads, comes a failure later.
+    file = trial.pickled_error_file
+    # Without one it is an error of Ray Tune itself, which is kept as text only.
+    error = pickle.loads(Path(file).read_bytes()) if file else trial.get_error()
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(cause, RayActorError):
