@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.pages import PAGES, ROOT, commands
+
 PACKAGE = ROOT / "tune_app"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")})
 
 # Who may import what.
 ONLY_IN = {
@@ -58,15 +58,6 @@ def imported_packages(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
     return {name.partition(".")[0] for name in names}
-
-
-def commands(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, continued lines joined, prompts and comments dropped."""
-    if not page.exists():
-        pytest.fail(f"there is no {page.name}")
-    blocks = re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ").partition(" #")[0].strip() for line in lines if line.strip()]
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -1,0 +1,142 @@
+"""What dashboards get to see of a real search: Ray's actors and metrics, TensorBoard, Optuna."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from tune_app.live import token_command
+from tune_app.run_dir import RunDir
+from tune_app.searcher import STUDY_NAME
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 180
+pytestmark = pytest.mark.slow
+
+
+class Search:
+    """The real command, in a process of its own, on the demo model in its host's process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunDir(folder / "run")
+        self._log = folder / "log.txt"
+        flags = "--backbone local --trials 30 --steps 200 --scheduler none --confirm 0"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tune_app.search", *flags.split(), "--out", self.run.path],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        self.dashboard = self.wait_for(
+            lambda: re.search(r"Ray dashboard: (http://[\d.:]+)", self._log.read_text())
+        )[1]
+        self.token = subprocess.run(
+            token_command().split(), check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def wait_for(self, look):
+        """What `look` finds, once it finds something."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            if found := look():
+                return found
+            assert self.process.poll() is None, self._log.read_text()
+            time.sleep(0.5)
+        raise AssertionError(f"nothing after {TIMEOUT_S} s:\n{self._log.read_text()}")
+
+    def ask(self, path: str):
+        """The JSON that the dashboard answers with to whoever has the token."""
+        request = urllib.request.Request(
+            self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory) -> Iterator[Search]:
+    running = Search(tmp_path_factory.mktemp("search"))
+    yield running
+    running.process.terminate()
+    running.process.wait(timeout=60)
+
+
+def test_actors_have_names_that_a_person_recognises(search: Search) -> None:
+    def actors() -> list[dict]:
+        found = search.ask("/logical/actors")["data"]["actors"].values()
+        return [actor for actor in found if actor["className"] == "Trial" and actor["reprName"]]
+
+    trials = search.wait_for(actors)
+    every = search.ask("/logical/actors")["data"]["actors"].values()
+
+    assert {actor["name"] for actor in every if actor["className"] == "TrialHost"} == {"host-0"}
+    assert all(re.fullmatch(r"trial-\d{3} and later", actor["reprName"]) for actor in trials)
+    assert {actor["className"] for actor in every} == {"TrialHost", "Trial"}
+
+
+def test_figures_arrive_at_the_metrics_endpoint(search: Search) -> None:
+    def exported() -> dict[str, str] | None:
+        found = {}
+        for address in search.ask("/api/prometheus/sd")[0]["targets"]:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+                for line in answer.read().decode().splitlines():
+                    if match := re.match(r"ray_tune_app_(\w+)\{(.*)\} (\S+)$", line):
+                        found[match[1]] = f"{match[2]} = {match[3]}"
+        return found if len(found) == 4 else None
+
+    figures = search.wait_for(exported)
+
+    assert set(figures) == {"eval_loss", "rows_per_second", "pack_occupancy", "swarm_retries"}
+    assert 'host="host-0"' in figures["rows_per_second"]
+    assert float(figures["rows_per_second"].split(" = ")[1]) > 0
+    assert 0 < float(figures["pack_occupancy"].split(" = ")[1]) <= 1
+    assert re.search(r'\btrial="\d+"', figures["eval_loss"])
+    assert 0 < float(figures["eval_loss"].split(" = ")[1]) < 1000
+
+
+def test_tensorboard_reads_the_curves(search: Search) -> None:
+    def curve() -> dict[int, float]:
+        points = {}
+        for file in search.run.ray.glob("*/trial-000/events.out.tfevents.*"):
+            for event in tensorboard_events(file):
+                for value in event.summary.value:
+                    if value.tag == "ray/tune/eval_loss":
+                        points[event.step] = value.simple_value
+        return points
+
+    points = search.wait_for(curve)
+
+    reported = [e for e in search.run.events() if e["event"] == "report" and e["trial"] == 0]
+    losses = [event["eval_loss"] for event in reported[: len(points)]]
+    assert list(points.values()) == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_study_can_be_opened_while_the_search_runs(search: Search) -> None:
+    search.wait_for(search.run.study_db.exists)
+
+    study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{search.run.study_db}")
+
+    assert study.direction.name == "MINIMIZE"
+    assert study.trials[0].user_attrs["config"]["lr"] == 1e-3
+
+
+def tensorboard_events(file: Path) -> Iterator[Event]:
+    """The events of a TFRecord file: length (8 bytes), checksum (4), event, checksum (4)."""
+    content, start = file.read_bytes(), 0
+    while start + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        record = content[start + 12 : start + 12 + length]
+        if len(record) < length:
+            return  # still being written
+        yield Event.FromString(record)
+        start += 16 + length
