@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before any test imports the libraries that read them, and inherited by servers and Ray's workers.
 os.environ.update(
@@ -12,3 +13,6 @@ os.environ.update(
     TRANSFORMERS_VERBOSITY="error",
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+# A job that a script starts with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -238,24 +238,6 @@ def test_a_checkpoint_holds_only_what_trains(tiny, tiny_data):
     assert set(loaded["model"]) == {"prompt_embeddings", "intermediate_prompt_embeddings", "score"}
 
 
-def test_a_state_of_another_trial_keeps_this_ones_learning_rate(tiny, tiny_data):
-    """Population-based training: the other's prompts, this trial's lr and weight decay."""
-    config = TrialConfig(steps=10, batch_size=4, scheduler="constant", lr=0.01)
-    states = []
-    other = make_run(tiny, tiny_data["causal-lm"], config)
-    other.train(lambda report: states.append(other.state()))
-    run = make_run(tiny, tiny_data["causal-lm"], replace(config, lr=0.05, weight_decay=0.1))
-    run.load_state(states[1], of_another_trial=True)
-    assert run.step == 4
-    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
-    reports = reports_of(run)
-    assert [report["step"] for report in reports] == [6, 8, 10]
-    assert {report["learning_rate"] for report in reports} == {0.05}
-
-
-# ----------------------------------------------------------------------------- divergence
-
-
 def test_an_absurd_learning_rate_is_reported_as_divergence(tiny, tiny_data):
     data = tiny_data["classification"]
     config = TrialConfig(lr=1e4, scheduler="constant", steps=50, batch_size=4)

@@ -34,7 +34,7 @@ __all__ = [
 
 Task = Literal["causal-lm", "classification"]
 BackboneKind = Literal["swarm", "local"]
-TrialScheduler = Literal["asha", "median", "hyperband", "pbt", "none"]
+TrialScheduler = Literal["asha", "median", "hyperband", "none"]
 Sampler = Literal["tpe", "random", "gp", "cmaes"]
 
 # What belongs to one call of the command and not to the search; `to_yaml` leaves it out, so that

@@ -184,9 +184,7 @@ class TrialHost:
         )
         run = TrainingRun(model, data, job.config)
         file = job.checkpoint / "state.pt"
-        if job.start_from is not None:
-            run.load_state(job.start_from, of_another_trial=True)
-        elif file.is_file():
+        if file.is_file():
             run.load_state(file.read_bytes())
 
         def report(report: Report) -> None:

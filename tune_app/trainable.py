@@ -6,7 +6,6 @@ Imports no torch: starting a trial has to cost next to nothing.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +20,6 @@ from tune_app.trial_job import Connection, TrialJob, number_of
 # An update comes within a second; a host that has to load its model again takes longer.
 _ANSWER_TIMEOUT_S = 300.0
 _RETRY_S = 1.0
-_STATE = "state.pt"
 _TINY_CPU = 0.001  # a trial only waits; the host does the work
 
 
@@ -58,15 +56,12 @@ def run_trial(config: dict[str, Any], hosts: list[Any], connection: Connection) 
     Raises TrialFailed or MachinesFailed; Ray starts it again, from its last checkpoint, a bounded
     number of times.
     """
-    cloned = tune.get_checkpoint()  # population-based training: go on from another trial's state
     number, given = number_of(tune.get_context().get_trial_name()), config["job"]
     job = TrialJob(
         number=number,
         config=TrialConfig.from_dict(given["trial"]),
         checkpoint=RunDir(given["run"]).checkpoint(number),
-        start_from=None if cloned is None else (Path(cloned.path) / _STATE).read_bytes(),
         test=given["test"],
-        hand_over=given["hand_over"],
     )
     try:
         _follow(_least_loaded(hosts), job, connection)
@@ -101,10 +96,7 @@ def _follow(host: Any, job: TrialJob, connection: Connection) -> None:
     try:
         while not (update := _next_update(host, job.number)).done:
             if update.report is not None:
-                checkpoint = None
-                if job.hand_over:
-                    checkpoint = tune.Checkpoint.from_directory(str(job.checkpoint))
-                tune.report(update.report, checkpoint=checkpoint)
+                tune.report(update.report)
     finally:
         host.stop.remote(job.number)  # also where Tune stops the trial, with SystemExit in report
 

@@ -124,7 +124,6 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "lr": self.config.lr,
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -135,12 +134,8 @@ class TrainingRun:
         torch.save(state, buffer)
         return buffer.getvalue()
 
-    def load_state(self, checkpoint: bytes, *, of_another_trial: bool = False) -> None:
-        """Goes on from `state()`: the losses are those of a run that was never interrupted.
-
-        With the state of another trial (population-based training) this trial's learning rate and
-        weight decay stay its own.
-        """
+    def load_state(self, checkpoint: bytes) -> None:
+        """Goes on from `state()`: the losses are those of a run that was never interrupted."""
         state = torch.load(
             io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
         )
@@ -151,15 +146,6 @@ class TrainingRun:
         self.first_loss = state["first_loss"]
         if state["last_report"] is not None:
             self.last_report = Report(**state["last_report"])
-        if of_another_trial:
-            self.last_report = None  # the other's
-            factor = self.config.lr / state["lr"]
-            for group in self.optimizer.param_groups:
-                group["initial_lr"] = self.config.lr
-                group["lr"] *= factor
-                group["weight_decay"] = self.config.weight_decay
-            if not isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.base_lrs = [self.config.lr] * len(self.scheduler.base_lrs)
 
 
 def test_metrics(model: PromptTunedModel, data: TaskData) -> dict[str, float]:

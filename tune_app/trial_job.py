@@ -9,10 +9,7 @@ from tune_app.trial_config import TrialConfig
 
 
 def trial_name(number: int) -> str:
-    """The trial's name in Ray, which is also where it learns its number.
-
-    Population-based training copies one trial's config over another's, and a number in it too.
-    """
+    """The trial's name in Ray, where its actor and the events learn its number."""
     return f"trial-{number:03d}"
 
 
@@ -35,6 +32,4 @@ class TrialJob:
     number: int
     config: TrialConfig
     checkpoint: Path  # folder where its state is kept, and found again
-    start_from: bytes | None = None  # a state to go on from instead (population-based training)
     test: bool = False  # confirmation: evaluate once, at the end, and on the whole test split too
-    hand_over: bool = False  # Ray Tune wants the checkpoint (population-based training)

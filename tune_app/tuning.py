@@ -11,7 +11,6 @@ from ray.tune.schedulers import (
     FIFOScheduler,
     HyperBandScheduler,
     MedianStoppingRule,
-    PopulationBasedTraining,
     TrialScheduler,
 )
 from ray.tune.search import BasicVariantGenerator
@@ -67,16 +66,7 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
         return _never_stops_default(
             MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
         )
-    if name == "hyperband":
-        return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
-    return PopulationBasedTraining(
-        **common,
-        perturbation_interval=first,
-        # By factors of 0.8 and 1.2 only: the space's own bounds are Optuna's to know.
-        hyperparam_mutations={"job": {"trial": {"lr": tune.loguniform(1e-4, 1e-1)}}},
-        resample_probability=0.0,
-        synch=False,
-    )
+    return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
 
 
 def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
@@ -147,7 +137,7 @@ def search(
             study=study,
             # Suggestions of a resumed search must not repeat those of its beginning.
             sampler=build_sampler(config.sampler, config.seed + len(done)),
-            settings=_settings(config, run),
+            settings=_settings(run),
             stopping=ending,
         )
         try:
@@ -200,7 +190,7 @@ def confirm(
         f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
     )
     live.expect(len(jobs))
-    settings = _settings(config, run) | {"test": True, "hand_over": False}
+    settings = _settings(run) | {"test": True}
     recorder = Recorder(run, _both(live, ending), stopping)
     _fit(
         config,
@@ -236,12 +226,11 @@ def _trial_name(trial: Any) -> str:
     return trial_name(trial.config["job"]["number"])
 
 
-def _settings(config: SearchConfig, run: RunDir) -> dict[str, Any]:
+def _settings(run: RunDir) -> dict[str, Any]:
     """What each trial gets beside its number and its TrialConfig."""
     return {
         "run": str(run.path),
         "test": False,
-        "hand_over": config.scheduler == "pbt",
     }
 
 
@@ -278,7 +267,7 @@ def _fit(
             scheduler=scheduler,
             num_samples=trials,
             max_concurrent_trials=config.concurrency or default_concurrency(config),
-            reuse_actors=config.scheduler != "pbt",
+            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
