@@ -14,5 +14,5 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-# A job that a script starts with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
+# A job started with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
