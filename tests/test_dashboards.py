@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tune_app.live import token_command
 from tune_app.run_dir import RunDir
-from tune_app.searcher import STUDY_NAME
+from tune_app.study import STUDY_NAME
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 180
