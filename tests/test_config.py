@@ -62,7 +62,7 @@ def test_help_is_quick_and_exits_with_0():
 def test_no_flags_give_the_defaults():
     assert parse_search_args([]) == SearchConfig()
     assert check_search_config(SearchConfig()) == []
-    assert SearchConfig().base_trial() == TrialConfig()
+    assert SearchConfig().base_trial() == TrialConfig(steps=SearchConfig().steps)
 
 
 def test_defaults_below_yaml_below_flags(tmp_path):

@@ -1,0 +1,140 @@
+"""The command end to end: a real search on a real swarm, and mistakes that start nothing."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from safetensors import safe_open
+
+from tests.tiny_models import write_tiny_model
+from tune_app import cluster
+from tune_app.run_dir import RunDir
+from tune_app.search import main
+
+SMALL = ["--trials", "3", "--steps", "5", "--batch-size", "2", "--confirm", "1"]
+
+
+@pytest.mark.swarm
+@pytest.mark.slow
+def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    command = [sys.executable, "-m", "tune_app.search", *SMALL, "--confirm-seeds", "2"]
+    command += ["--scheduler", "none", "--out", str(run.path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stderr
+    assert "the default" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    trials = pd.read_csv(run.trials_csv)
+    searched = trials[trials["origin"] != "confirm"]
+    assert sorted(searched["trial"]) == [0, 1, 2]
+    assert set(trials["status"]) == {"finished"}
+    assert len(trials) == 3 + 2 * 2  # the best and the default, two seeds each
+    default = searched.set_index("trial").loc[0]
+    assert (default["lr"], default["scheduler"], default["weight_decay"]) == (1e-3, "linear", 0)
+    study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run.study_db}")
+    told = {trial.number: trial.value for trial in study.trials}
+    for _, trial in searched.iterrows():
+        assert told[trial["trial"]] == pytest.approx(trial["eval_loss"])
+    assert yaml.safe_load(run.best_yaml.read_text())["trial"]["steps"] == 5
+    with safe_open(run.prompts / "prompts.safetensors", "pt") as weights:
+        assert weights.get_slice("prompt_embeddings").get_shape() == [8, 128]
+        assert weights.get_slice("score").get_shape() == [8, 128]
+    assert run.report_html.stat().st_size > 100_000
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        pytest.fail("something was started")
+
+    monkeypatch.setattr(cluster, "PrivateSwarm", start)
+    monkeypatch.setattr(cluster.ray, "init", start)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1pb3yd"
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scheduler", "asah"], "Did you mean 'asha'?"),
+        (["--space", "defualt"], "Did you mean 'default'?"),
+        (["--trials", "0"], "--trials: must be 1 or more, got 0."),
+        (["--prompt-length", "0"], "--prompt-length: must be 1 or more, got 0."),
+        (["--prompt-length", "500"], "make 548 positions; demo has 512."),
+        (["--train", "nowhere.csv"], "--train: there is no file 'nowhere.csv'."),
+        (["--train", "empty.csv"], "is empty"),
+        (["--train", "one_class.csv"], "at least two classes"),
+        (["--train", "good.csv", "--label-column", "stars"], "stars"),
+        (["--train", "good.csv", "--valid", "other.csv"], "labels that good.csv lacks: 'z'"),
+        (["--model", "no_config"], "has no config.json"),
+        (["--model", "gpt2_folder"], "Petals serves the model types"),
+        (["--peers", PEER], "--peers: nobody answers within 5 s"),
+        (["--out", "used"], "holds another run"),
+        (["--space", "bad_range.yaml"], "lower must be below upper"),
+        (["--space", "bad_log.yaml"], "must be above 0 for loguniform"),
+        (["--config", "broken.yaml"], "broken.yaml"),
+    ],
+)
+def test_a_mistake_has_one_message_and_exit_code_2(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = "text,label\n" + "".join(f"text number {i},{'xy'[i % 2]}\n" for i in range(40))
+    Path("good.csv").write_text(good)
+    Path("other.csv").write_text("text,label\nsome text here,z\nmore text here,x\n")
+    Path("one_class.csv").write_text("text,label\nsome text,x\nmore text,x\n")
+    Path("empty.csv").touch()
+    Path("broken.yaml").write_text("trials: [1\n")
+    lr = "parameters:\n  lr: {space: loguniform, lower: %s, upper: 0.1}\n"
+    Path("bad_range.yaml").write_text(lr % "1.0")
+    Path("bad_log.yaml").write_text(lr % "0.0")
+    Path("no_config").mkdir()
+    Path("used").mkdir()
+    Path("used/events.jsonl").write_text("{}\n")
+    write_tiny_model("llama", Path("gpt2_folder"))
+    config = Path("gpt2_folder/config.json")
+    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
+    arguments = [argument.format(port=free_port()) for argument in arguments]
+    before = sorted(tmp_path.iterdir())
+
+    assert main(arguments) == 2
+
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_several_mistakes_are_reported_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["--trials", "0", "--space", "quik", "--train", "nowhere.csv"]) == 2
+
+    error = capsys.readouterr().err
+    for said in ("--trials", "Did you mean 'quick'?", "nowhere.csv"):
+        assert said in error
