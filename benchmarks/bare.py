@@ -18,15 +18,13 @@ def run(workload: Workload, at_once: int) -> dict[str, Any]:
     """
     import torch
 
+    from tune_app.connection import connection_to
     from tune_app.host import open_backbone
-    from tune_app.private_swarm import dht_prefix_of
-    from tune_app.trial_job import Connection
 
     torch.set_num_threads(torch.get_num_threads())
-    prefix = dht_prefix_of(workload.model) if workload.peers else None
-    backbone = open_backbone(
-        workload.search_config(at_once), str(workload.model), Connection(workload.peers, prefix)
-    )
+    config = workload.search_config(at_once)
+    connection = connection_to(config, workload.model, None)
+    backbone = open_backbone(config, str(workload.model), connection)
     data, configs = workload.data(), workload.trial_configs()
     began = time.monotonic()
     losses: list[float] = []

@@ -16,6 +16,7 @@ from tune_app.search_space import load_space
 from tune_app.searcher import build_sampler
 from tune_app.tasks.stdlib_text import docstring_packages
 
+REQUEST_TOKENS = 4096  # half of what the servers take
 VALID_ROWS = 4  # of an evaluation; few, so that the training rows decide
 _SPACE = Path(__file__).parent / "space.yaml"
 
@@ -65,6 +66,7 @@ class Workload:
             label_column="label" if self.task == "classification" else None,
             backbone=self.backbone,
             peers=self.peers,
+            request_tokens=REQUEST_TOKENS if self.peers else None,
             prompt_length=self.prompt_tokens,
             trials=self.trials,
             concurrency=concurrency,

@@ -9,10 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tune_app.config import ConfigError, SearchConfig
+from tune_app.connection import connection_to, start_private_swarm
 from tune_app.host import open_backbone
 from tune_app.model_folder import model_folder
-from tune_app.private_swarm import PrivateSwarm, dht_prefix_of
-from tune_app.trial_job import Connection
 
 if TYPE_CHECKING:
     from tune_app.backbones import Backbone
@@ -68,11 +67,9 @@ def open_alone(
     warnings.simplefilter("ignore")  # of transformers and petals, about versions that are pinned
     model = model_folder(config.model)
     with ExitStack() as stack:
-        swarm = None
-        if config.backbone == "swarm" and not config.peers:
-            progress("starting a private swarm on 127.0.0.1")
-            swarm = PrivateSwarm(model, device=config.device or "cpu", dtype=config.dtype)
-            stack.callback(swarm.stop)
+        private = start_private_swarm(config, model, progress=progress)
+        if private is not None:
+            stack.callback(private.stop)
         else:
             progress("loading the model")
         # Imported here: these take seconds, in which the swarm starts.
@@ -80,16 +77,12 @@ def open_alone(
 
         from tune_app.backbones import BackboneUnavailable
 
-        connection = Connection()
         if config.backbone == "swarm":
             import tune_app.backbones.swarm  # noqa: F401
-
-            if swarm is not None:
-                swarm.wait_until_ready()
-            peers = config.peers if swarm is None else swarm.peers
-            connection = Connection(tuple(peers), dht_prefix_of(model))
+        if private is not None:
+            private.wait_until_ready()
         try:
-            backbone = open_backbone(config, str(model), connection)
+            backbone = open_backbone(config, str(model), connection_to(config, model, private))
         except BackboneUnavailable as error:
             raise ConfigError(f"--peers: {error}") from error
         stack.callback(backbone.close)

@@ -13,10 +13,9 @@ import ray
 import ray._private.services
 
 from tune_app.config import ConfigError, SearchConfig
+from tune_app.connection import Connection, connection_to, start_private_swarm
 from tune_app.host import TrialHost
 from tune_app.model_folder import model_folder
-from tune_app.private_swarm import PrivateSwarm, dht_prefix_of
-from tune_app.trial_job import Connection
 
 # Nothing is reported home, and the commands' output is ours alone.
 _RAY_ENVIRONMENT = {
@@ -60,22 +59,16 @@ def cluster(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterato
     """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable."""
     model = model_folder(config.model)
     with ExitStack() as stack:
-        swarm = None
-        if config.backbone == "swarm" and not config.peers:
-            progress("starting a private swarm on 127.0.0.1")
-            # It is the same machine: bfloat16 and the device are the servers' too.
-            swarm = PrivateSwarm(model, device=config.device or "cpu", dtype=config.dtype)
-            stack.callback(swarm.stop)
+        private = start_private_swarm(config, model, progress=progress)
+        if private is not None:
+            stack.callback(private.stop)
         progress("starting Ray")
         dashboard = stack.enter_context(_ray(config))
         hosts = _start_hosts(config, model)
         stack.callback(_stop_hosts, hosts)
-        if swarm is not None:
-            swarm.wait_until_ready(progress=progress)
-        connection = Connection()
-        if config.backbone == "swarm":
-            peers = config.peers if swarm is None else swarm.peers
-            connection = Connection(tuple(peers), dht_prefix_of(model))
+        if private is not None:
+            private.wait_until_ready(progress=progress)
+        connection = connection_to(config, model, private)
         progress("loading the model and the data")
         try:
             about = ray.get([host.about.remote() for host in hosts])[0]

@@ -81,6 +81,7 @@ class SearchConfig:
     model: str = "demo"
     backbone: BackboneKind = "swarm"
     peers: tuple[str, ...] = ()  # empty: a private swarm is started
+    request_tokens: int | None = None  # None: as many as Petals' client sends
     tuning_mode: TuningMode = "ptune"
     prompt_length: int = 8
     trials: int = 16
@@ -168,7 +169,7 @@ def check_search_config(config: SearchConfig) -> list[str]:
 def _check_numbers(config: SearchConfig) -> list[str]:
     at_least = dict.fromkeys(("trials", "steps", "batch_size", "prompt_length", "max_length"), 1)
     at_least |= {"concurrency": 1, "hosts": 1, "confirm": 0, "confirm_seeds": 1, "seed": 0}
-    at_least |= {"token_budget": 1, "time_budget": 1}
+    at_least |= {"request_tokens": 1, "token_budget": 1, "time_budget": 1}
     return [
         f"--{name.replace('_', '-')}: must be {least} or more, got {getattr(config, name)}."
         for name, least in at_least.items()
@@ -223,6 +224,8 @@ def _check_model(config: SearchConfig) -> list[str]:
         )
     if config.peers and config.backbone != "swarm":
         messages.append(f"--peers: only with --backbone swarm, got --backbone {config.backbone}.")
+    if config.request_tokens is not None and not config.peers:
+        messages.append("--request-tokens: is for servers of your own; give their --peers as well.")
     for peer in config.peers:
         if not _is_multiaddress(peer):
             messages.append(

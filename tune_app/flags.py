@@ -48,6 +48,8 @@ HELP = {
         "model": "demo, a model's folder, or its name on a hub (organisation/name)",
         "backbone": "where the frozen blocks run: on Petals servers or in this process",
         "peers": "multiaddresses of your own swarm; without any, a private swarm is started",
+        "request_tokens": "rows times tokens that your servers take in one request "
+        "(their --max_batch_size); without it 1024, as Petals' client sends",
         "device": "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu",
         "dtype": "float32, bfloat16, float16 or float64",
     },

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tune_app.config import SearchConfig
+from tune_app.connection import Connection
 from tune_app.reports import Report, Update
 from tune_app.run_dir import RunDir
-from tune_app.trial_job import Connection, TrialJob
+from tune_app.trial_job import TrialJob
 
 if TYPE_CHECKING:  # they import torch
     from tune_app.backbones import Backbone
@@ -204,7 +205,11 @@ def open_backbone(config: SearchConfig, model: str, connection: Connection) -> B
         from tune_app.backbones.swarm import SwarmBackbone
 
         return SwarmBackbone(
-            model, peers=connection.peers, dht_prefix=connection.dht_prefix, dtype=config.dtype
+            model,
+            peers=connection.peers,
+            dht_prefix=connection.dht_prefix,
+            dtype=config.dtype,
+            request_tokens=connection.request_tokens,
         )
     import torch
 

@@ -66,13 +66,16 @@ def _in_use(port: int) -> bool:
     return False
 
 
-def dht_prefix_of(model: str | Path) -> str:
-    """The name that a folder's blocks have in a swarm, after Petals' own rule for hub names.
+def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:
+    """The name that a model's blocks have in a swarm, after Petals' own rule for hub names.
 
+    name: the hub name or folder that the user gave, where `folder` is a copy of it in a cache.
     So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
     """
-    folder = Path(model).resolve()
-    name = re.sub(r"[.\s]", "-", folder.name)  # both mean something in hivemind's keys
+    folder = Path(folder).resolve()
+    on_hub = name is not None and "/" in name and not Path(name).expanduser().is_dir()
+    named = Path(name) if name is not None and on_hub else folder
+    name = re.sub(r"[.\s]", "-", named.name)  # both mean something in hivemind's keys
     family = json.loads((folder / "config.json").read_text())["model_type"]
     suffix = {"llama": "-hf", "bloom": "-petals"}.get(family, "")
     return name if name.endswith(suffix) else name + suffix

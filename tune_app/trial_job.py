@@ -18,14 +18,6 @@ def number_of(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Connection:
-    """The swarm that hosts connect to; no peers and no prefix for a local backbone."""
-
-    peers: tuple[str, ...] = ()
-    dht_prefix: str | None = None
-
-
-@dataclass(frozen=True)
 class TrialJob:
     """One trial's training."""
 

@@ -16,7 +16,7 @@ import torch
 import tune_app.petals_compat  # noqa: F401
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import AutoDistributedModelForCausalLM
-from petals.client.sequential_autograd import MAX_TOKENS_IN_BATCH
+from petals.client import sequential_autograd
 
 from tune_app.backbones import BackboneUnavailable, PackLimits, SwarmHealth, Traffic
 
@@ -42,8 +42,16 @@ class SwarmBackbone:
     """
 
     def __init__(
-        self, model: str | Path, *, peers: Sequence[str], dht_prefix: str | None, dtype: str
+        self,
+        model: str | Path,
+        *,
+        peers: Sequence[str],
+        dht_prefix: str | None,
+        dtype: str,
+        request_tokens: int | None = None,
     ) -> None:
+        """`request_tokens` is what the servers take in one request; Petals' client cuts a pack
+        into requests of MAX_TOKENS_IN_BATCH otherwise, and no server tells what it takes."""
         self.dtype, self.device = getattr(torch, dtype), torch.device("cpu")
         try:
             self._model = AutoDistributedModelForCausalLM.from_pretrained(
@@ -64,9 +72,12 @@ class SwarmBackbone:
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
-        # A request of the client carries at most MAX_TOKENS_IN_BATCH tokens whatever the pack's
-        # size; larger packs only make everybody wait longer for their part of it.
-        self.limits = PackLimits(tokens_per_pack=MAX_TOKENS_IN_BATCH, packs_in_flight=2)
+        if request_tokens is not None:
+            sequential_autograd.MAX_TOKENS_IN_BATCH = request_tokens
+        # A pack is one request: larger ones only make everybody wait longer for their part of it.
+        self.limits = PackLimits(
+            tokens_per_pack=sequential_autograd.MAX_TOKENS_IN_BATCH, packs_in_flight=2
+        )
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         return self._base.word_embeddings(tokens_BT)
