@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tune_app.config import SearchConfig, TrialConfig
-from tune_app.connection import Connection
 from tune_app.host import TrialHost
 from tune_app.model_folder import model_folder
 from tune_app.reports import Update
-from tune_app.trial_job import TrialJob
+from tune_app.trial_job import Connection, TrialJob
 
 CONFIG = SearchConfig(backbone="local", device="cpu")
 SHORT = TrialConfig(steps=4, batch_size=2, lr=1e-2)

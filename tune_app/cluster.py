@@ -13,9 +13,10 @@ import ray
 import ray._private.services
 
 from tune_app.config import ConfigError, SearchConfig
-from tune_app.connection import Connection, connection_to, start_private_swarm
+from tune_app.connection import connection_to, start_private_swarm
 from tune_app.host import TrialHost
 from tune_app.model_folder import model_folder
+from tune_app.trial_job import Connection
 
 # Nothing is reported home, and the commands' output is ours alone.
 _RAY_ENVIRONMENT = {

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tune_app.config import SearchConfig
 from tune_app.private_swarm import PrivateSwarm
 from tune_app.swarm_checks import dht_prefix_of
+from tune_app.trial_job import Connection
 
 # Tokens in one request to the private swarm. Its servers take twice as many; beyond this, requests
 # only take longer: with 100 rows of 40 tokens 300 rows/s, with 128 rows 312, with 25 rows 190.
 _PRIVATE_REQUEST_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Connection:
-    """The swarm that hosts connect to; no peers and no prefix for a local backbone.
-
-    request_tokens: rows times positions that one request may have; None: as Petals' client has it
-    """
-
-    peers: tuple[str, ...] = ()
-    dht_prefix: str | None = None
-    request_tokens: int | None = None
 
 
 def start_private_swarm(

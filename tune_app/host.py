@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tune_app.config import SearchConfig
-from tune_app.connection import Connection
 from tune_app.reports import Report, Update
 from tune_app.run_dir import RunDir
-from tune_app.trial_job import TrialJob
+from tune_app.trial_job import Connection, TrialJob
 
 if TYPE_CHECKING:  # they import torch
     from tune_app.backbones import Backbone

@@ -12,11 +12,10 @@ import ray
 from ray import tune
 from ray.tune.trainable import wrap_function
 
-from tune_app.connection import Connection
 from tune_app.reports import Update
 from tune_app.run_dir import RunDir
 from tune_app.trial_config import TrialConfig
-from tune_app.trial_job import TrialJob, number_of
+from tune_app.trial_job import Connection, TrialJob, number_of
 
 # An update comes within a second; a host that has to load its model again takes longer.
 _ANSWER_TIMEOUT_S = 300.0

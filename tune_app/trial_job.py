@@ -18,6 +18,18 @@ def number_of(name: str) -> int:
 
 
 @dataclass(frozen=True)
+class Connection:
+    """The swarm that hosts connect to; no peers and no prefix for a local backbone.
+
+    request_tokens: rows times positions that one request may have; None: as Petals' client has it
+    """
+
+    peers: tuple[str, ...] = ()
+    dht_prefix: str | None = None
+    request_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class TrialJob:
     """One trial's training."""
 
