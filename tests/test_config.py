@@ -182,6 +182,8 @@ def test_yaml_round_trip(tmp_path_factory, lr, trials, budget, column):
         ({"device": "gpu"}, "--device: must be cpu, cuda, cuda:N or mps, got 'gpu'"),
         ({"resume": Path("nowhere")}, "--resume: 'nowhere' holds no run"),
         ({"allow_changed_space": True}, "only with --resume"),
+        ({"request_tokens": 2048}, "--request-tokens: is for servers of your own"),
+        ({"request_tokens": 0, "peers": (PEER,)}, "--request-tokens: must be 1 or more, got 0"),
         ({"storage": "study.db"}, "--storage: must be a URL"),
         ({"quiet": True, "verbose": True}, "contradicts --verbose"),
         ({"trial": {"lrr": 1}}, "trial: lrr: unknown. Did you mean 'lr'?"),

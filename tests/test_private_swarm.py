@@ -107,16 +107,20 @@ def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
 def test_command_leaves_nothing_behind(model, end, code):
     command = [sys.executable, "-m", "tune_app.private_swarm", str(model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stdout.readline, "Ctrl-C ends the swarm.\n")
-        printed = "".join(lines)
-        assert f"python -m tune_app.search --model {model} --peers /ip4/127.0.0.1/tcp/" in printed
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-        )
-        group = int(children.stdout)
-        assert len(_processes_of(group)) >= 4  # supervisor, server, DHT, p2pd
-        process.send_signal(getattr(signal, end))
-        assert process.wait(10) == code
+        try:
+            lines = iter(process.stdout.readline, "Ctrl-C ends the swarm.\n")
+            printed = "".join(lines)
+            search = f"python -m tune_app.search --model {model} --request-tokens 4096 --peers "
+            assert search + "/ip4/127.0.0.1/tcp/" in printed
+            children = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+            )
+            group = int(children.stdout)
+            assert len(_processes_of(group)) >= 4  # supervisor, server, DHT, p2pd
+            process.send_signal(getattr(signal, end))
+            assert process.wait(10) == code
+        finally:
+            process.kill()  # leaving the block waits for the process
     assert _wait_until(lambda: not _processes_of(group))
 
 
@@ -195,3 +199,6 @@ def test_dht_prefix_follows_petals_rule_for_hub_names(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text(f'{{"model_type": "{family}"}}')
         assert dht_prefix_of(folder) == expected
+    cached = tmp_path / "Llama-2-7b-hf"  # where a hub name is given, the folder's name is a hash
+    assert dht_prefix_of(cached, "org/my-llama") == "my-llama-hf"
+    assert dht_prefix_of(cached, str(cached)) == "Llama-2-7b-hf"

@@ -14,7 +14,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.tiny_models import write_tiny_model
-from tune_app import cluster
+from tune_app import cluster, connection
 from tune_app.run_dir import RunDir
 from tune_app.search import main
 
@@ -57,7 +57,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         pytest.fail("something was started")
 
-    monkeypatch.setattr(cluster, "PrivateSwarm", start)
+    monkeypatch.setattr(connection, "PrivateSwarm", start)
     monkeypatch.setattr(cluster.ray, "init", start)
 
 
