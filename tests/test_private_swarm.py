@@ -103,6 +103,32 @@ def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
 
 
 @pytest.mark.swarm
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes beside the client")
+def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
+    from tune_app.backbones.swarm import SwarmBackbone
+
+    def packs_in_flight(swarm):
+        backbone = SwarmBackbone(
+            model, peers=swarm.peers, dht_prefix=swarm.dht_prefix, dtype="float32"
+        )
+        backbone.close()
+        return backbone.limits.packs_in_flight
+
+    with private_swarm(model, threads=1) as one_server_here:
+        assert packs_in_flight(one_server_here) == 1
+    with private_swarm(model, servers=2, threads=1) as chain:
+        assert packs_in_flight(chain) == 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        relay(to=port, delay_ms=50) as relay_port,
+        private_swarm(model, port=port, announce_ports=[relay_port], threads=1) as far,
+    ):
+        assert packs_in_flight(far) == 2
+
+
+@pytest.mark.swarm
 @pytest.mark.parametrize(("end", "code"), [("SIGINT", 0), ("SIGTERM", 0), ("SIGKILL", -9)])
 def test_command_leaves_nothing_behind(model, end, code):
     command = [sys.executable, "-m", "tune_app.private_swarm", str(model)]

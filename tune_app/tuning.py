@@ -32,7 +32,7 @@ from tune_app.trial_job import number_of, trial_name
 if TYPE_CHECKING:
     from tune_app.ending import Ending
 
-# Padded tokens that keep the packs in flight full: about two packs of the Petals client's 1,024.
+# Padded tokens that keep the packs full: two in flight of the Petals client's 1,024, or one larger.
 _TOKENS_AT_ONCE = 2048
 _MOST_TRIALS_AT_ONCE = 16  # beyond it, a sampler would suggest most of a search blindly
 _RETRIES = 2  # of a trial whose host or swarm failed
