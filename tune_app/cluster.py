@@ -21,7 +21,6 @@ from tune_app.trial_job import Connection
 # Nothing is reported home, and the commands' output is ours alone.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TQDM": "0",
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -43,6 +42,11 @@ class Cluster:
     connection: Connection
     about: dict[str, Any]
     dashboard: str
+
+    def stop_trials(self) -> None:
+        """Ends the training of all trials at their next step, without waiting for it."""
+        for host in self.hosts:
+            host.stop_all.remote()
 
     def counters(self) -> list[dict[str, Any]]:
         """What each host that still answers has done."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # they import torch
 
 # A trial that has not asked for so long is gone, and its training with it.
 _ABANDONED_S = 60.0
-# A host with no news answers a trial within this time all the same, so that it can be stopped.
-_POLL_S = 0.5
+# A host with no news answers a trial within this time all the same, which then asks again.
+_POLL_S = 10.0
 
 
 class _Stop(Exception):
@@ -118,6 +118,12 @@ class TrialHost:
         trial = self._trials.pop(number, None)
         if trial is not None:
             trial.stop.set()
+
+    async def stop_all(self) -> None:
+        """Ends all trials, and tells those that wait for an update."""
+        for number, trial in list(self._trials.items()):
+            await self.stop(number)
+            trial.updates.put_nowait(Update(done=True))
 
     def counters(self) -> dict[str, Any]:
         """What this host has done so far, for the run directory's events."""

@@ -98,11 +98,10 @@ class StudySearcher(OptunaSearch):
             return
         if last:
             trial.set_user_attr("report", last)
+            self._report(trial, last)  # Ray does not pass on the one that a trial ends at
         if error:
             self._ot_study.tell(trial, state=TrialState.FAIL)
         elif status == Status.STOPPED:
-            if last:
-                self._report(trial, last)  # Ray does not pass on the one that a trial is stopped at
             self._ot_study.tell(trial, state=TrialState.PRUNED)
         else:
             self._ot_study.tell(trial, last[METRIC])

@@ -26,7 +26,7 @@ from tune_app.results import load
 from tune_app.run_dir import RunDir
 from tune_app.searcher import METRIC, StudySearcher, build_sampler
 from tune_app.study import missing_events, open_study, requeue_unfinished, study_name
-from tune_app.trainable import trial_class
+from tune_app.trainable import register_trial
 from tune_app.trial_job import number_of, trial_name
 
 if TYPE_CHECKING:
@@ -82,16 +82,25 @@ def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
 
 
 class _EndSearch(tune.Stopper):
-    """Stops all trials as soon as the search is to end."""
+    """Stops all trials as soon as the search is to end.
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
+    Tune lets every trial come to its next report first, so the hosts are told not to wait for it.
+    """
+
+    def __init__(self, stopping: Callable[[], bool], stop_trials: Callable[[], None]) -> None:
+        self._stopping, self._stop_trials, self._stopped = stopping, stop_trials, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it for a `Tuner.restore` that never comes
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False  # trials end by themselves, or by the trial scheduler
 
     def stop_all(self) -> bool:
-        return self._stopping()
+        if self._stopping() and not self._stopped:
+            self._stopped = True
+            self._stop_trials()
+        return self._stopped
 
 
 def search(
@@ -258,7 +267,7 @@ def _fit(
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
     tuner = tune.Tuner(
-        trial_class(machines.hosts, machines.connection),
+        register_trial(machines.hosts, machines.connection),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -274,8 +283,9 @@ def _fit(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(run.ray),
-            stop=_EndSearch(stopping),
+            stop=_EndSearch(stopping, machines.stop_trials),
             callbacks=[recorder],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,
         ),

@@ -1,0 +1,130 @@
+"""The trial's actor: light, and all that Ray Tune expects of one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from ray import tune
+from ray.tune.execution import tune_controller
+from ray.tune.experiment import trial as tune_trial
+
+from tune_app.trainable import Trial
+from tune_app.trial_config import TrialConfig
+
+# What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
+# Tune's, exports nothing, and its reports are too few to be buffered.
+UNUSED = {"save", "restore", "export_model", "train_buffered"}
+REPORT = {"step": 4, "eval_loss": 2.0, "diverged": False}
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    job = {"number": 3, "run": str(tmp_path), "trial": asdict(TrialConfig(steps=8)), "test": False}
+    return Trial({"job": job})
+
+
+def called_by_tune() -> set[str]:
+    """Names of the methods that Tune's controller calls on a trainable's actor."""
+    source = inspect.getsource(tune_controller) + inspect.getsource(tune_trial)
+    scheduled = set(re.findall(r'method_name ?= ?"(\w+)"', source))
+    return scheduled | {"stop"} | set(re.findall(r"ray_actor\.(\w+)\.remote", source))
+
+
+def test_the_actor_answers_all_that_tune_calls() -> None:
+    names = called_by_tune() - UNUSED
+    assert {"train", "reset", "stop", "get_auto_filled_metrics"} <= names
+    for name in names | {"default_resource_request"}:
+        ours = inspect.signature(getattr(Trial, name)).parameters
+        for parameter in inspect.signature(getattr(tune.Trainable, name)).parameters.values():
+            if parameter.default is parameter.empty or parameter.name in ("storage",):
+                assert parameter.name in ours, f"{name} lacks {parameter.name}"
+
+
+def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
+    class Reference(tune.Trainable):
+        def step(self) -> dict[str, object]:
+            return REPORT
+
+    theirs = Reference({"job": {}}).train()
+    ours = trial._result(REPORT)
+
+    # About restoring, which this one never does; trial_id is filled in by Tune's controller.
+    restoring = {name for name in theirs if "since_restore" in name} | {"trial_id"}
+    assert set(ours) == set(theirs) - restoring
+    assert {name: type(ours[name]) for name in ours} == {name: type(theirs[name]) for name in ours}
+    assert ours["training_iteration"] == theirs["training_iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("report", "done"),
+    [
+        ({"step": 4, "diverged": False}, False),
+        ({"step": 8, "diverged": False}, True),
+        ({"step": 4, "diverged": True}, True),
+    ],
+)
+def test_the_last_report_ends_the_trial(trial: Trial, report: dict, done: bool) -> None:
+    assert trial._result(report)["done"] is done
+
+
+def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> None:
+    given = trial._config["job"] | {"number": 7}
+    assert trial.reset({"job": given})
+
+    assert trial._job.number == 7
+    assert trial._result(REPORT)["training_iteration"] == 1
+    assert repr(trial) == "trial-003 and later"
+
+
+ACTOR = """
+import json, sys
+import ray
+from tune_app.trainable import Trial, register_trial
+from tune_app.trial_job import Connection
+import ray.tune
+from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.experiment.trial import _TrialInfo
+from ray.tune.experiment import Trial as TuneTrial
+from ray.train._internal.storage import StorageContext
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
+         logging_level="ERROR")
+name = register_trial([], Connection())
+cls = ray.tune.registry.get_trainable_cls(name)
+storage = StorageContext(sys.argv[1], "search", trial_dir_name="trial-000")
+tune_trial = TuneTrial(name, config=json.loads(sys.argv[2]), storage=storage)
+config = tune_trial.config | {"trial_info": _TrialInfo(tune_trial)}
+actor = _ActorClassCache().get(cls).options(num_cpus=0).remote(config, storage=storage)
+loaded, name, environment = ray.get(actor.__ray_call__.remote(
+    lambda self: (
+        sorted(__import__("sys").modules), repr(self),
+        __import__("ray").get_runtime_context().runtime_env,
+    )
+))
+print(json.dumps([loaded, name, dict(environment)]))
+"""
+
+
+def test_its_process_loads_neither_torch_nor_tune(trial: Trial, tmp_path: Path) -> None:
+    """As Tune starts it: with its own class cache, storage and trial info."""
+    output = subprocess.run(
+        [sys.executable, "-c", ACTOR, str(tmp_path), json.dumps(trial._config)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    ).stdout
+    loaded, name, environment = json.loads(output.splitlines()[-1])
+
+    assert "tune_app.trainable" in loaded
+    assert {"torch", "pandas", "ray.tune", "ray.train", "ray.data"}.isdisjoint(loaded)
+    assert name == "trial-003 and later"
+    assert not environment  # one of its own would cost a process of its own
