@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,6 +71,8 @@ def open_alone(
         private = start_private_swarm(config, model, progress=progress)
         if private is not None:
             stack.callback(private.stop)
+            # Threads that wait by spinning take the servers' processors: read when torch is loaded.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         else:
             progress("loading the model")
         # Imported here: these take seconds, in which the swarm starts.
