@@ -79,6 +79,7 @@ def _train_together(backbone, data, configs) -> list[float]:
 
 def _one_pack(backbone, models, batches, *, needs_grad: bool):
     """All requests in one call; Petals' client cuts it into chunks and sends them together."""
+    from tune_app.backbones import PackLimits
     from tune_app.backbones.packing import plan, run_pack
 
     requests = [
@@ -86,7 +87,7 @@ def _one_pack(backbone, models, batches, *, needs_grad: bool):
         for model, batch in zip(models, batches, strict=True)
     ]
     sizes = [(request.rows, request.row_tokens) for request in requests]
-    (parts,) = plan(sizes, tokens_per_pack=1_000_000)
+    (parts,) = plan(sizes, PackLimits(tokens_per_pack=1_000_000, packs_in_flight=1))
     answers = run_pack(backbone, requests, parts)
     if wrong := next((answer for answer in answers if isinstance(answer, Exception)), None):
         raise wrong

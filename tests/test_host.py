@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tune_app.config import SearchConfig, TrialConfig
+from tune_app.config import ConfigError, SearchConfig, TrialConfig
 from tune_app.host import TrialHost
 from tune_app.model_folder import model_folder
 from tune_app.reports import Update
@@ -127,6 +128,60 @@ def test_counters_tell_what_was_packed(host: TrialHost, tmp_path: Path) -> None:
     assert after["rows"] - before["rows"] == trained + evaluated
     assert 0 < after["occupancy"] <= 1
     assert after["requests"] == 0  # nobody is asked where the model is in the process
+
+
+def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_path: Path) -> None:
+    before = host.counters()
+
+    jobs = [TrialJob(i, replace(SHORT, batch_size=2 + i), tmp_path / f"{i}") for i in range(3)]
+    reports = [updates[-2].report for updates in train(host, *jobs)]
+
+    after = host.counters()
+    assert [report["rows"] for report in reports] == [4 * (2 + i) + 4 * 128 for i in range(3)]
+    for used, counted in (("rows", "rows"), ("packed_tokens", "tokens")):
+        assert sum(report[used] for report in reports) == after[counted] - before[counted]
+    # A pack that carries rows of three trials counts for each of them.
+    packs = after["packs"] - before["packs"]
+    assert max(report["packs"] for report in reports) <= packs
+    assert packs <= sum(report["packs"] for report in reports)
+    for report in reports:
+        assert 0 < report["wait_s"] <= report["seconds"]
+        assert 0 < report["occupancy"] <= 1
+        assert report["requests"] == report["retries"] == 0
+    assert 0 < after["wait_s"] - before["wait_s"] <= sum(report["seconds"] for report in reports)
+
+
+def test_a_diverging_and_a_stopped_trial_leave_the_third_alone(
+    host: TrialHost, tmp_path: Path
+) -> None:
+    alone = train(host, TrialJob(0, SHORT, tmp_path / "alone"))[0]
+    endless = TrialConfig(steps=5000, batch_size=1)
+    explodes = replace(SHORT, lr=1e38, max_grad_norm=None)
+
+    async def together() -> tuple[list[Update], list[Update]]:
+        await host.start(TrialJob(2, endless, tmp_path / "endless"), Connection())
+        await host.start(TrialJob(1, explodes, tmp_path / "explodes"), Connection())
+        await host.start(TrialJob(0, SHORT, tmp_path / "together"), Connection())
+        exploded = await updates_of(host, 1)
+        await host.stop(2)
+        return exploded, await updates_of(host, 0)
+
+    exploded, fine = asyncio.run(together())
+
+    assert exploded[-2].report["diverged"]
+    losses = [update.report["eval_loss"] for update in alone if update.report]
+    assert len(losses) == 4
+    assert [u.report["eval_loss"] for u in fine if u.report] == pytest.approx(losses, rel=1e-4)
+
+
+def test_rows_that_no_pack_can_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tune_app.backbones.local.LocalBackbone._free_bytes", lambda self: 10**6)
+    host = TrialHost("host-1", CONFIG, str(model_folder("demo")), threads=1)
+
+    with pytest.raises(ConfigError, match="one row of 56 tokens do not fit into half of the mem"):
+        host.connect(Connection())
 
 
 def test_a_host_that_is_asked_for_an_unknown_trial_says_so(host: TrialHost) -> None:

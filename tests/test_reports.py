@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_app.reports import EVALUATIONS, Report, evaluation_steps, kept, outcome
+from tune_app.reports import EVALUATIONS, Report, Usage, evaluation_steps, kept, outcome
 from tune_app.run_dir import Status
 
 REPORT = Report(
@@ -21,6 +21,7 @@ REPORT = Report(
     tokens=6400,
     seconds=3.2,
     metric={"accuracy": 0.31},
+    usage=Usage(rows=9, packs=3, pack_rows=12, pack_slots=16, wait_s=1.5).flat(),
 )
 
 
@@ -34,13 +35,11 @@ def test_evaluations_are_even_and_the_last_step_is_one(steps):
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_a_flat_report_has_the_metric_beside_the_rest():
+def test_a_flat_report_has_metric_and_usage_beside_the_rest():
     flat = REPORT.flat()
     assert flat["accuracy"] == 0.31
-    assert "metric" not in flat
-    assert Report(**{k: v for k, v in flat.items() if k != "accuracy"}, metric=REPORT.metric) == (
-        REPORT
-    )
+    assert flat["occupancy"] == 0.75
+    assert flat.keys() == ({*vars(REPORT), *REPORT.metric, *REPORT.usage} - {"metric", "usage"})
     json.dumps(flat)
 
 

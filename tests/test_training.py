@@ -22,6 +22,7 @@ from tune_app import training
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.prompts import PromptTunedModel
+from tune_app.reports import Report
 from tune_app.tasks import DataOrder, Dataset, TaskData
 from tune_app.training import TrainingRun
 from tune_app.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
@@ -86,10 +87,14 @@ def make_run(backbone, data: TaskData, config: TrialConfig) -> TrainingRun:
     return TrainingRun(model, data, config)
 
 
+def without_time(report: Report) -> dict:
+    """The report but for the wall-clock time in it."""
+    return asdict(replace(report, seconds=0.0, usage=report.usage | {"wait_s": 0.0}))
+
+
 def reports_of(run: TrainingRun, **options) -> list[dict]:
-    """All reports but for the wall-clock time in them."""
     reports: list[dict] = []
-    run.train(lambda report: reports.append(asdict(replace(report, seconds=0.0))), **options)
+    run.train(lambda report: reports.append(without_time(report)), **options)
     return reports
 
 
@@ -213,7 +218,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tiny, tiny_data, sche
     run = make_run(tiny, tiny_data[task], config)
 
     def keep(report):
-        whole.append(asdict(replace(report, seconds=0.0)))
+        whole.append(without_time(report))
         states.append(run.state())
 
     run.train(keep)

@@ -91,12 +91,13 @@ def same_bits(a: Answer, b: Answer) -> bool:
 
 @contextmanager
 def float64_throughout() -> Iterator[None]:
-    """transformers' attention falls back to float32 at places, whatever the model's dtype."""
-    softmax, dtype = F.softmax, torch.get_default_dtype()
+    """transformers' attention and all losses fall back to float32, whatever the model's dtype."""
+    softmax, to_float32, dtype = F.softmax, torch.Tensor.float, torch.get_default_dtype()
     F.softmax = lambda scores, dim, dtype=None: softmax(scores, dim=dim)
+    torch.Tensor.float = lambda tensor: tensor
     torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
-        F.softmax = softmax
+        F.softmax, torch.Tensor.float = softmax, to_float32
         torch.set_default_dtype(dtype)

@@ -7,6 +7,7 @@ import socket
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from tune_app.config import ConfigError, SearchConfig, check_search_config
+from tune_app.connection import request_tokens
 from tune_app.model_folder import model_folder, positions
 from tune_app.optuna_space import SearchSpace
 from tune_app.run_dir import RunDir
@@ -111,6 +112,12 @@ def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:
         messages.append(
             f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
             f"tokens make {longest + config.max_length} positions; {config.model} has {limit}."
+        )
+    if config.backbone == "swarm" and longest + config.max_length > request_tokens(config):
+        messages.append(
+            f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
+            f"tokens make a row of {longest + config.max_length}; a request to the swarm takes "
+            f"{request_tokens(config)}" + (" (see --request-tokens)." if config.peers else ".")
         )
     return messages
 

@@ -232,7 +232,9 @@ def _check_model(config: SearchConfig) -> list[str]:
                 "--peers: must be multiaddresses such as /ip4/10.1.2.3/tcp/31337/p2p/12D3Koo..., "
                 f"got {peer!r}."
             )
-    dtypes = ("float32", "bfloat16", "float16", "float64")
+    # No float64: no server of Petals serves it, and transformers' attention fails in it (Llama,
+    # Falcon) or computes in float32 all the same.
+    dtypes = ("float32", "bfloat16", "float16")
     if config.dtype not in dtypes:
         messages.append(f"--dtype: {one_of(config.dtype, dtypes)}")
     if config.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", config.device):

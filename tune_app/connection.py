@@ -13,6 +13,16 @@ from tune_app.trial_job import Connection
 # Tokens in one request to the private swarm. Its servers take twice as many; beyond this, requests
 # only take longer: with 100 rows of 40 tokens 300 rows/s, with 128 rows 312, with 25 rows 190.
 _PRIVATE_REQUEST_TOKENS = 4096
+# What Petals' client sends at once (petals.client.sequential_autograd.MAX_TOKENS_IN_BATCH), and so
+# what every server is made to take.
+PETALS_REQUEST_TOKENS = 1024
+
+
+def request_tokens(config: SearchConfig) -> int:
+    """Rows times positions that one request to the search's swarm may have."""
+    if config.peers:
+        return config.request_tokens or PETALS_REQUEST_TOKENS
+    return _PRIVATE_REQUEST_TOKENS
 
 
 def start_private_swarm(
@@ -23,15 +33,19 @@ def start_private_swarm(
         return None
     progress("starting a private swarm on 127.0.0.1")
     # It is the same machine: bfloat16 and the device are the servers' too.
-    return PrivateSwarm(model, device=config.device or "cpu", dtype=config.dtype)
+    return PrivateSwarm(
+        model,
+        device=config.device or "cpu",
+        dtype=config.dtype,
+        max_batch_tokens=2 * _PRIVATE_REQUEST_TOKENS,
+    )
 
 
 def connection_to(config: SearchConfig, model: Path, private: PrivateSwarm | None) -> Connection:
     """Where `model`, the folder of config.model, is computed; `private` has to be ready."""
     if private is not None:
-        tokens = min(_PRIVATE_REQUEST_TOKENS, private.max_batch_tokens)
-        return Connection(tuple(private.peers), private.dht_prefix, tokens)
+        return Connection(tuple(private.peers), private.dht_prefix, request_tokens(config))
     if config.backbone == "swarm":
         prefix = dht_prefix_of(model, config.model)
-        return Connection(config.peers, prefix, config.request_tokens)
+        return Connection(config.peers, prefix, request_tokens(config))
     return Connection()

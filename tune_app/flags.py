@@ -51,7 +51,7 @@ HELP = {
         "request_tokens": "rows times tokens that your servers take in one request "
         "(their --max_batch_size); without it 1024, as Petals' client sends",
         "device": "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu",
-        "dtype": "float32, bfloat16, float16 or float64",
+        "dtype": "float32, bfloat16 or float16",
     },
     "each trial": {
         "tuning_mode": "prompts before the input, or deep ones in every block",

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tune_app.config import SearchConfig
+from tune_app.config import ConfigError, SearchConfig
 from tune_app.reports import Report, Update
 from tune_app.run_dir import RunDir
 from tune_app.trial_job import Connection, TrialJob
 
 if TYPE_CHECKING:  # they import torch
-    from tune_app.backbones import Backbone
+    from tune_app.backbones import Backbone, PackLimits
     from tune_app.backbones.packer import Packer
     from tune_app.backbones.packing import Answer, Request
 
@@ -144,7 +144,7 @@ class TrialHost:
             "occupancy": counters.rows / max(1, counters.row_slots),
             "rows_per_s": counters.rows / active_s,
             "tokens_per_s": counters.tokens / active_s,
-            "wait_s": counters.busy_s,
+            "wait_s": counters.active_s(),
             **swarm,
         }
 
@@ -205,11 +205,14 @@ class TrialHost:
 
 
 def open_backbone(config: SearchConfig, model: str, connection: Connection) -> Backbone:
-    """The backbone that the search asks for. Raises BackboneUnavailable."""
+    """The backbone that the search asks for.
+
+    Raises BackboneUnavailable, and ConfigError where not even one row would fit into a pack.
+    """
     if config.backbone == "swarm":
         from tune_app.backbones.swarm import SwarmBackbone
 
-        return SwarmBackbone(
+        return SwarmBackbone(  # `checks.py` has seen to the length of its rows
             model,
             peers=connection.peers,
             dht_prefix=connection.dht_prefix,
@@ -221,4 +224,19 @@ def open_backbone(config: SearchConfig, model: str, connection: Connection) -> B
     from tune_app.backbones.local import LocalBackbone
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LocalBackbone(model, device=device, dtype=config.dtype)
+    backbone = LocalBackbone(model, device=device, dtype=config.dtype)
+    check_longest_row(config, backbone.limits)
+    return backbone
+
+
+def check_longest_row(config: SearchConfig, limits: PackLimits) -> None:
+    """Raises ConfigError where the memory that is free now does not hold a row's activations."""
+    row_tokens = config.prompt_length + config.max_length
+    if limits.rows(row_tokens) < 1:
+        raise ConfigError(
+            [
+                f"--prompt-length and --max-length: the activations of one row of {row_tokens} "
+                "tokens do not fit into half of the memory that is free beside the model; "
+                "use shorter rows, another --dtype or a swarm."
+            ]
+        )

@@ -9,6 +9,7 @@ Parameter names and shapes are those of Petals' own classes, so that tuned promp
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from tune_app.backbones import Backbone
 from tune_app.backbones.packing import Answer, Head, Request, Sums
 from tune_app.config import Task, TrialConfig
+from tune_app.reports import Usage
 from tune_app.tasks import Batch, causal_lm, classification
 
 # Runs a request through the blocks, alone or packed with those of other trials, and waits for it.
@@ -44,6 +46,7 @@ class PromptTunedModel(nn.Module):
     ) -> None:
         super().__init__()
         self._backbone, self._run, self._task = [backbone], run, task
+        self.usage = Usage()
         generator = torch.Generator().manual_seed(config.seed)
         hidden, prompt = backbone.hidden_size, config.prompt_length
         # float32 whatever the backbone's dtype, and normal(0, 1) as nn.Embedding: as in Petals.
@@ -72,7 +75,7 @@ class PromptTunedModel(nn.Module):
         """Exact over all rows, however they are cut into batches."""
         loss, sums = 0.0, Sums()
         for batch in batches:
-            answer = self._run(self.request(batch, needs_grad=False))
+            answer = self.answer(self.request(batch, needs_grad=False))
             loss += answer.loss * _targets(self._task, batch)
             for name, value in answer.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -80,6 +83,21 @@ class PromptTunedModel(nn.Module):
         if self._task == "causal-lm":
             return Evaluation(loss, {"perplexity": causal_lm.perplexity(loss, 1)})
         return Evaluation(loss, {"accuracy": sums["correct"] / sums["targets"]})
+
+    def answer(self, request: Request) -> Answer:
+        """The runner's answer, counted in `usage`."""
+        began = time.monotonic()
+        answer = self._run(request)
+        usage, packs = self.usage, answer.packs
+        usage.wait_s += time.monotonic() - began
+        usage.rows += request.rows
+        usage.tokens += request.rows * request.row_tokens
+        usage.packs += packs.packs
+        usage.pack_rows += packs.rows
+        usage.pack_slots += packs.row_slots
+        usage.requests += packs.requests
+        usage.retries += packs.retries
+        return answer
 
     def request(self, batch: Batch, *, needs_grad: bool) -> Request:
         """The batch as the packer takes it, with this model's prompts as they are now."""
@@ -132,7 +150,7 @@ class _RunRequest(torch.autograd.Function):
         names: tuple[str, ...],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        answer = model._run(model.request(batch, needs_grad=True))
+        answer = model.answer(model.request(batch, needs_grad=True))
         grads = {"prompt_embeddings": answer.prompt_PH}
         if answer.deep_LPH is not None:
             grads["intermediate_prompt_embeddings"] = answer.deep_LPH.transpose(0, 1).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tune_app.run_dir import Status
@@ -21,6 +21,34 @@ def evaluation_steps(steps: int) -> list[int]:
     return [round(steps * (i + 1) / count) for i in range(count)]
 
 
+@dataclass
+class Usage:
+    """What a trial has had computed so far, evaluations included.
+
+    The last five are sums over the packs that carried its rows and count the whole of each pack.
+    """
+
+    rows: int = 0
+    tokens: int = 0  # prompts included, padding not
+    wait_s: float = 0.0  # in which the trial did nothing but wait for its packs
+    packs: int = 0
+    pack_rows: int = 0
+    pack_slots: int = 0  # rows that would have fitted
+    requests: int = 0  # to the swarm
+    retries: int = 0
+
+    def flat(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "packed_tokens": self.tokens,
+            "packs": self.packs,
+            "occupancy": self.pack_rows / max(1, self.pack_slots),
+            "requests": self.requests,
+            "retries": self.retries,
+            "wait_s": self.wait_s,
+        }
+
+
 @dataclass(frozen=True)
 class Report:
     """The state of a trial after an evaluation."""
@@ -33,12 +61,13 @@ class Report:
     tokens: int  # through the backbone in training so far, prompts included, padding not
     seconds: float  # of training so far, evaluations included
     metric: dict[str, float]  # accuracy or perplexity, by name
+    usage: dict[str, Any] = field(default_factory=dict)  # Usage.flat()
     diverged: bool = False
 
     def flat(self) -> dict[str, Any]:
         """The report as Ray Tune and events.jsonl take it."""
-        values = {name: value for name, value in vars(self).items() if name != "metric"}
-        return values | self.metric
+        values = {k: v for k, v in vars(self).items() if k not in ("metric", "usage")}
+        return values | self.metric | self.usage
 
 
 @dataclass(frozen=True)
@@ -61,6 +90,7 @@ _KEPT = [
     "tokens",
     "seconds",
     "diverged",
+    *Usage().flat(),
     "accuracy",
     "perplexity",
     "test_loss",

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tune_app.config import TrialConfig
 from tune_app.optim import build_optimizer, build_scheduler
 from tune_app.prompts import Evaluation, PromptTunedModel
-from tune_app.reports import Report, evaluation_steps
+from tune_app.reports import Report, Usage, evaluation_steps
 from tune_app.tasks import Batch, DataOrder, Dataset, TaskData
 
 # Validation rows that an evaluation during training uses at most; the final test uses all rows.
@@ -116,6 +116,7 @@ class TrainingRun:
             seconds=self.seconds,
             metric=evaluation.metric,
             diverged=diverged,
+            usage=self.model.usage.flat(),
         )
 
     def state(self) -> bytes:
@@ -128,6 +129,7 @@ class TrainingRun:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "first_loss": self.first_loss,
+            "usage": asdict(self.model.usage),
             "last_report": None if self.last_report is None else asdict(self.last_report),
         }
         buffer = io.BytesIO()
@@ -144,6 +146,7 @@ class TrainingRun:
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.first_loss = state["first_loss"]
+        self.model.usage = Usage(**state["usage"])
         if state["last_report"] is not None:
             self.last_report = Report(**state["last_report"])
 

@@ -21,7 +21,7 @@ def number_of(name: str) -> int:
 class Connection:
     """The swarm that hosts connect to; no peers and no prefix for a local backbone.
 
-    request_tokens: rows times positions that one request may have; None: as Petals' client has it
+    request_tokens: rows times positions that one request may have; None: no requests, it is local
     """
 
     peers: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ a row, H hidden size, L blocks, V vocabulary, C classes.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +17,23 @@ import torch
 class PackLimits:
     """What one pack may hold, known before anything is sent.
 
-    `tokens_per_pack` counts padded tokens (rows x longest row); `packs_in_flight` is how many packs
-    may be computed at once (more than one hides the latency of a swarm).
+    `tokens_per_pack` counts padded tokens (rows x longest row), `pairs_per_pack` what attention
+    matrices grow with (rows x longest row²; None: they are kept on a server, whose matter it is);
+    `packs_in_flight` is how many packs may be computed at once (more than one hides the latency of
+    a swarm).
     """
 
     tokens_per_pack: int
     packs_in_flight: int
+    pairs_per_pack: int | None = None
+
+    def rows(self, row_tokens: int) -> int:
+        """Rows of so many positions that one pack may hold; 0 where not even one fits."""
+        row_tokens = max(1, row_tokens)
+        rows = self.tokens_per_pack // row_tokens
+        if self.pairs_per_pack is not None:
+            rows = min(rows, self.pairs_per_pack // row_tokens**2)
+        return rows
 
 
 @dataclass
@@ -30,6 +42,10 @@ class Traffic:
 
     requests: int = 0
     retries: int = 0
+
+
+# Where the requests of the pack that this thread computes are counted as well.
+PACK_TRAFFIC: ContextVar[Traffic] = ContextVar("PACK_TRAFFIC", default=Traffic())  # noqa: B039
 
 
 @dataclass(frozen=True)

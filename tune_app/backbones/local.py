@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM
 from tune_app.backbones import PackLimits, Traffic
 
 # Share of the device's free memory that the activations of one pack may take.
-_ACTIVATION_SHARE = 0.25
+_ACTIVATION_SHARE = 0.5
 # More tokens than this in one pack gain nothing: kernels are saturated well before.
-_MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
+_MOST_TOKENS, _MOST_TOKENS_CUDA = 4096, 65536
+# Numbers kept for the backward pass, per token, block and unit of the hidden size, attention
+# matrices apart. 17 is Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 (34
+# bytes in half precision); transformers' BLOOM keeps every step of its gelu, four times as wide.
+_ACTIVATIONS = {"llama": 17, "falcon": 17, "bloom": 35}
 
 
 class LocalBackbone:
@@ -32,7 +36,7 @@ class LocalBackbone:
         self.hidden_size = self._model.config.hidden_size
         self.num_blocks = len(layers)
         self.traffic = Traffic()
-        self.limits = PackLimits(tokens_per_pack=self._tokens_that_fit(), packs_in_flight=1)
+        self.limits = self._limits()
         self._deep_LBPH: torch.Tensor | None = None
         self._lock = threading.Lock()  # the hooks read what blocks() was called with
 
@@ -67,20 +71,29 @@ class LocalBackbone:
 
         return add_deep_prompt
 
-    def _tokens_that_fit(self) -> int:
-        """Tokens whose activations, kept for the backward pass, fit into the memory bound.
+    def _limits(self) -> PackLimits:
+        """So large that the activations kept for the backward pass fit into the memory bound.
 
-        About 34 activations of the hidden size for each token and block (Korthikanti et al. 2022,
-        "Reducing Activation Recomputation", eq. 1, in units of 2 bytes) and the logits thrice.
+        For each token `_ACTIVATIONS` times the hidden size in each block, and the logits thrice;
+        for each pair of positions, head and block the attention's softmax, which transformers
+        computes in float32, and its copy in the dtype of the model where that is another one.
         """
-        config, item = self._model.config, torch.finfo(self.dtype).bits // 8
-        per_token = item * (17 * self.hidden_size * self.num_blocks + 3 * config.vocab_size)
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            import psutil
-
-            free = psutil.virtual_memory().available
-        return max(
-            1, min(_MOST_TOKENS[self.device.type], int(free * _ACTIVATION_SHARE / per_token))
+        config, item = self._model.config, self.dtype.itemsize
+        width = _ACTIVATIONS.get(config.model_type, _ACTIVATIONS["llama"]) * self.hidden_size
+        per_token = item * (width * self.num_blocks + 3 * config.vocab_size)
+        per_pair = (4 + item * (item != 4)) * config.num_attention_heads * self.num_blocks
+        budget = int(self._free_bytes() * _ACTIVATION_SHARE)
+        most = _MOST_TOKENS_CUDA if self.device.type == "cuda" else _MOST_TOKENS
+        tokens = min(most, budget // 2 // per_token)
+        return PackLimits(
+            tokens_per_pack=tokens,
+            packs_in_flight=1,
+            pairs_per_pack=(budget - tokens * per_token) // per_pair,
         )
+
+    def _free_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        import psutil
+
+        return psutil.virtual_memory().available

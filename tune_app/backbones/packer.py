@@ -22,7 +22,7 @@ _LINGER_SHARE = 0.2
 def run_alone(backbone: Backbone, request: Request) -> Answer:
     """The request by itself, in this thread. Raises what it meets."""
     total = Answer()
-    for parts in plan([(request.rows, request.row_tokens)], backbone.limits.tokens_per_pack):
+    for parts in plan([(request.rows, request.row_tokens)], backbone.limits):
         for answer in run_parts(backbone, [request], parts):
             if isinstance(answer, Exception):
                 raise answer
@@ -38,7 +38,6 @@ class PackCounters:
     rows: int = 0
     tokens: int = 0  # without padding
     padded_tokens: int = 0  # that the blocks computed
-    busy_s: float = 0.0  # summed over the packs in flight
     row_slots: int = 0  # rows that would have fitted into the same packs
     active_s_before: float = 0.0  # time in which at least one pack was being computed, and
     active_since: float | None = None  # since when one is now
@@ -124,7 +123,7 @@ class Packer:
             requests = [pending.request for pending in chosen]
             began = time.monotonic()
             sizes = [(request.rows, request.row_tokens) for request in requests]
-            for parts in plan(sizes, self._limits.tokens_per_pack):
+            for parts in plan(sizes, self._limits):
                 if all(pending.future.done() for pending in chosen):
                     break  # a request too large for one pack has failed in an earlier one
                 results = run_parts(self.backbone, requests, parts)
@@ -138,7 +137,6 @@ class Packer:
                     self.counters.active_s_before = self.counters.active_s()
                     self.counters.active_since = None
                 took = time.monotonic() - began
-                self.counters.busy_s += took
                 self._pack_s = took if not self._pack_s else 0.8 * self._pack_s + 0.2 * took
 
     def _take(self) -> list[_Pending]:
@@ -170,7 +168,7 @@ class Packer:
         return (
             come + self._running >= self._members
             or come * self._limits.packs_in_flight >= self._members
-            or sum(p.request.rows for p in self._waiting) * width >= self._limits.tokens_per_pack
+            or sum(p.request.rows for p in self._waiting) >= self._limits.rows(width)
             or self._closed
         )
 
@@ -182,7 +180,7 @@ class Packer:
         for pending in self._waiting:
             request = pending.request
             wider = max(width, request.row_tokens)
-            fits = (rows + request.rows) * wider <= self._limits.tokens_per_pack
+            fits = rows + request.rows <= self._limits.rows(wider)
             alike = not chosen or chosen[0].request.needs_grad == request.needs_grad
             if alike and (fits or not chosen):
                 chosen.append(pending)
@@ -203,4 +201,4 @@ class Packer:
         counters.rows += rows
         counters.padded_tokens += rows * width
         counters.tokens += sum(len(part) * requests[part.request].row_tokens for part in parts)
-        counters.row_slots += max(rows, self._limits.tokens_per_pack // width)
+        counters.row_slots += max(rows, self._limits.rows(width))

@@ -19,7 +19,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tune_app.backbones import Backbone, BackboneUnavailable
+from tune_app.backbones import (
+    PACK_TRAFFIC,
+    Backbone,
+    BackboneUnavailable,
+    PackLimits,
+    Traffic,
+)
 
 Sums = dict[str, float]
 # (hidden_BTH after the final norm, prompt removed; rows of the request that it holds)
@@ -49,6 +55,21 @@ class Request:
 
 
 @dataclass
+class Packs:
+    """The packs that carried a request: figures of each whole pack, whoever else was in it."""
+
+    packs: int = 0
+    rows: int = 0
+    row_slots: int = 0  # rows that would have fitted
+    requests: int = 0  # to servers of a swarm, and
+    retries: int = 0  # how many of them failed
+
+    def add(self, other: Packs) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
 class Answer:
     """Loss and gradients of one request; gradients are None where none were asked for."""
 
@@ -57,10 +78,12 @@ class Answer:
     prompt_PH: torch.Tensor | None = None
     deep_LPH: torch.Tensor | None = None
     head_parameters: list[torch.Tensor] = field(default_factory=list)
+    packs: Packs = field(default_factory=Packs)
 
     def add(self, part: Answer) -> None:
         """Adds the answer for further rows of the same request."""
         self.loss += part.loss
+        self.packs.add(part.packs)
         for name, value in part.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.prompt_PH = _sum(self.prompt_PH, part.prompt_PH)
@@ -86,12 +109,12 @@ class Part:
         return self.rows.stop - self.rows.start
 
 
-def plan(sizes: Sequence[tuple[int, int]], tokens_per_pack: int) -> list[list[Part]]:
-    """Distributes requests over packs, so that no pack pads to more than `tokens_per_pack`.
+def plan(sizes: Sequence[tuple[int, int]], limits: PackLimits) -> list[list[Part]]:
+    """Distributes requests over packs, none of which exceeds the limits.
 
     `sizes` are (rows, positions of a row) of each request. Requests of similar length share a pack
     (longest first), because all rows of a pack are padded to its longest. A row that is longer than
-    the limit stands alone in its pack; `row_limit` of the host's checks keeps that from happening.
+    the limit stands alone in its pack; `check_longest_row` keeps that from happening.
     """
     packs: list[list[Part]] = []
     width = free_rows = 0  # of the pack being filled
@@ -102,7 +125,7 @@ def plan(sizes: Sequence[tuple[int, int]], tokens_per_pack: int) -> list[list[Pa
             if not free_rows:
                 packs.append([])
                 width = row_tokens
-                free_rows = max(1, tokens_per_pack // max(1, width))
+                free_rows = max(1, limits.rows(width))
             taken = min(rows - start, free_rows)
             packs[-1].append(Part(request, slice(start, start + taken)))
             start, free_rows = start + taken, free_rows - taken
@@ -143,6 +166,7 @@ def run_pack(
     Raises what the blocks raise.
     """
     needs_grad = requests[parts[0].request].needs_grad
+    PACK_TRAFFIC.set(traffic := Traffic())
     embeds_BSH, deep_LBPH = assemble(requests, parts)
     with torch.set_grad_enabled(needs_grad):
         leaves = [tensor for tensor in (embeds_BSH, deep_LBPH) if tensor is not None]
@@ -166,6 +190,11 @@ def run_pack(
     if needs_grad:
         grads = torch.autograd.grad(hidden_BSH, leaves, grad_BSH)
         _hand_out_gradients(requests, parts, answers, *grads)
+    slots = max(len(embeds_BSH), backbone.limits.rows(embeds_BSH.shape[1]))
+    packs = Packs(1, len(embeds_BSH), slots, traffic.requests, traffic.retries)
+    for result in answers:
+        if isinstance(result, Answer):
+            result.packs.add(packs)
     return answers
 
 

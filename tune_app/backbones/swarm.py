@@ -18,7 +18,14 @@ from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import AutoDistributedModelForCausalLM
 from petals.client import sequential_autograd
 
-from tune_app.backbones import BackboneUnavailable, PackLimits, SwarmHealth, Traffic
+from tune_app.backbones import (
+    PACK_TRAFFIC,
+    BackboneUnavailable,
+    PackLimits,
+    SwarmHealth,
+    Traffic,
+)
+from tune_app.connection import PETALS_REQUEST_TOKENS
 
 # Petals waits for ever and asks for new servers once a minute; a search should rather go on with
 # the servers that are left, and fail with a reason when there is none.
@@ -51,8 +58,8 @@ class SwarmBackbone:
         dtype: str,
         request_tokens: int | None = None,
     ) -> None:
-        """`request_tokens` is what the servers take in one request; Petals' client cuts a pack
-        into requests of MAX_TOKENS_IN_BATCH otherwise, and no server tells what it takes."""
+        """`request_tokens` is what the servers take in one request, since no server tells it; for
+        all clients of this process. None: PETALS_REQUEST_TOKENS."""
         self.dtype, self.device = getattr(torch, dtype), torch.device("cpu")
         try:
             self._model = AutoDistributedModelForCausalLM.from_pretrained(
@@ -73,11 +80,11 @@ class SwarmBackbone:
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
-        if request_tokens is not None:
-            sequential_autograd.MAX_TOKENS_IN_BATCH = request_tokens
         # A pack is one request: larger ones only make everybody wait longer for their part of it.
+        tokens = request_tokens or PETALS_REQUEST_TOKENS
+        sequential_autograd.MAX_TOKENS_IN_BATCH = tokens
         self.limits = PackLimits(
-            tokens_per_pack=sequential_autograd.MAX_TOKENS_IN_BATCH,
+            tokens_per_pack=tokens,
             packs_in_flight=1 if self._is_one_server_here(peers) else 2,
         )
 
@@ -113,16 +120,19 @@ class SwarmBackbone:
         return here and near and len(route) == 1 and not torch.cuda.is_available()
 
     def _count_traffic(self) -> None:
-        """Counts what the client asks of servers: its manager hears of each answer and failure."""
+        """Counts what the client asks of servers: its manager hears of each answer and failure,
+        in the context (`contextvars`) of the thread that asked."""
         succeeded, failed = self._manager.on_request_success, self._manager.on_request_failure
 
         def on_success(peer_id: Any) -> None:
-            self.traffic.requests += 1
+            for traffic in (self.traffic, PACK_TRAFFIC.get()):
+                traffic.requests += 1
             succeeded(peer_id)
 
         def on_failure(peer_id: Any) -> None:
-            self.traffic.requests += 1
-            self.traffic.retries += 1
+            for traffic in (self.traffic, PACK_TRAFFIC.get()):
+                traffic.requests += 1
+                traffic.retries += 1
             failed(peer_id)
 
         self._manager.on_request_success = on_success

@@ -27,6 +27,7 @@ _ABOUT = ["trial", "status", "reason", "origin", "of"]
 _FINAL = ["step", "train_loss", "eval_loss", "objective", "accuracy", "perplexity"]
 _TEST = ["test_loss", "test_accuracy", "test_perplexity"]
 _COST = ["tokens", "seconds"]
+_WHOLE = ["step", "tokens", "rows", "packed_tokens", "packs", "requests", "retries"]
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _trials(
     columns = list(dict.fromkeys([*_ABOUT, *hyperparameters, *known, *_COST, *extra]))
     frame = pd.DataFrame(rows, columns=columns)
     frame["status"] = [Status(status) for status in frame["status"]]
-    frame = _numeric(frame, [*_FINAL, *_TEST, *_COST, *extra], integers=["of", "step", "tokens"])
+    frame = _numeric(frame, [*_FINAL, *_TEST, *_COST, *extra], integers=["of", *_WHOLE])
     keys = pd.DataFrame(
         {
             "confirm": frame["origin"] == "confirm",
@@ -201,7 +202,7 @@ def _history(reports: dict[int, list[dict[str, Any]]]) -> pd.DataFrame:
     first = ["trial", "step", "train_loss", "eval_loss", "learning_rate", *_COST, "time"]
     extra = dict.fromkeys(key for row in rows for key in row if key not in first)
     frame = pd.DataFrame(rows, columns=[*first, *extra])
-    return _numeric(frame, [name for name in frame if name != "trial"], integers=["step", "tokens"])
+    return _numeric(frame, [name for name in frame if name != "trial"], integers=_WHOLE)
 
 
 def _numeric(frame: pd.DataFrame, names: list[str], integers: list[str]) -> pd.DataFrame:
