@@ -36,11 +36,18 @@ _MOST_CALLS = 1000
 
 @dataclass(frozen=True)
 class Cluster:
-    """hosts: actor handles; about: what the first host says of the data; dashboard: URL or ""."""
+    """What a search runs on.
+
+    hosts: actor handles
+    about: what the first host says of the data
+    tokens_in_flight: padded tokens that all hosts together compute at once
+    dashboard: URL, or ""
+    """
 
     hosts: list[Any]
     connection: Connection
     about: dict[str, Any]
+    tokens_in_flight: int
     dashboard: str
 
     def stop_trials(self) -> None:
@@ -77,12 +84,12 @@ def cluster(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterato
         progress("loading the model and the data")
         try:
             about = ray.get([host.about.remote() for host in hosts])[0]
-            ray.get([host.connect.remote(connection) for host in hosts])
+            tokens = ray.get([host.connect.remote(connection) for host in hosts])
         except ray.exceptions.RayTaskError as error:
             raise _usage_error(error) from error
         except ray.exceptions.ActorDiedError as error:
             raise _usage_error(getattr(error, "cause", None) or error) from error
-        yield Cluster(hosts, connection, about, dashboard)
+        yield Cluster(hosts, connection, about, sum(tokens), dashboard)
 
 
 def _usage_error(error: Exception) -> Exception:

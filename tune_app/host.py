@@ -65,9 +65,13 @@ class TrialHost:
         if config.backbone == "swarm":
             import tune_app.backbones.swarm  # noqa: F401 (seconds, while the swarm starts)
 
-    def connect(self, connection: Connection) -> None:
-        """Opens the backbone, unless it is open already. Raises BackboneUnavailable."""
-        self._connected(connection)
+    def connect(self, connection: Connection) -> int:
+        """Opens the backbone, unless it is open already; padded tokens that it computes at once.
+
+        Raises BackboneUnavailable.
+        """
+        limits = self._connected(connection).backbone.limits
+        return limits.packs_in_flight * limits.tokens_per_pack
 
     def _connected(self, connection: Connection) -> Packer:
         from tune_app.backbones.packer import Packer

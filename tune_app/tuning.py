@@ -32,17 +32,18 @@ from tune_app.trial_job import number_of, trial_name
 if TYPE_CHECKING:
     from tune_app.ending import Ending
 
-# Padded tokens that keep the packs full: two in flight of the Petals client's 1,024, or one larger.
-_TOKENS_AT_ONCE = 2048
 _MOST_TRIALS_AT_ONCE = 16  # beyond it, a sampler would suggest most of a search blindly
 _RETRIES = 2  # of a trial whose host or swarm failed
 _FIRST_CONFIRMATION = 100_000  # their numbers: far from those of the study, which may grow
 
 
-def default_concurrency(config: SearchConfig) -> int:
-    """Trials at once, so that their rows fill the packs: more would only wait for each other."""
+def default_concurrency(config: SearchConfig, tokens_in_flight: int) -> int:
+    """Trials at once, so that their rows fill the packs: more would only wait for each other.
+
+    tokens_in_flight: padded tokens that all hosts together compute at once (`Cluster`)
+    """
     row_tokens = config.prompt_length + config.max_length
-    wanted = -(-_TOKENS_AT_ONCE // (config.batch_size * row_tokens)) * (config.hosts or 1)
+    wanted = -(-tokens_in_flight // (config.batch_size * row_tokens))
     return max(2, min(wanted, _MOST_TRIALS_AT_ONCE, config.trials))
 
 
@@ -275,7 +276,8 @@ def _fit(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=trials,
-            max_concurrent_trials=config.concurrency or default_concurrency(config),
+            max_concurrent_trials=config.concurrency
+            or default_concurrency(config, machines.tokens_in_flight),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
