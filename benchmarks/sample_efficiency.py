@@ -1,6 +1,6 @@
 """How many tokens a search needs to find what plain random search finds.
 
-    python -m benchmarks.sample_efficiency [--seeds 200]
+    python -m benchmarks.sample_efficiency [--seeds 100]
 
 Searches on the demo task (docstring -> package, the demo model, 50 steps of 8 rows), each with
 many seeds:
@@ -12,8 +12,8 @@ many seeds:
     random+oracle   random configs, stopped by one who knows how each trial would end
     TPE+oracle      the same with TPE, which is told at once how they would have ended
 
-The oracle stops a trial after its first evaluation unless it will reach the target. No rule that
-sees losses only can do better there, so its figure is the limit of early stopping.
+The oracle stops a trial after its first evaluation unless it will reach the target. A rule that
+sees losses alone knows less, so its figure is about the limit of early stopping.
 
 The learning curves are real: every config that a search asks for is trained, once, and its curve
 kept in results/curves.csv, so that hundreds of searches share them. For that the learning rate is
@@ -71,11 +71,11 @@ Every search runs the documented default first. `random / it` compares medians.
 What limits the figure:
 
 - Few configs reach the target, and as many trials as run at once begin before one has ended. The
-  last row is what remains if one evaluation told all that a whole trial does: early stopping with
-  TPE cannot do better than that, at this number of trials at once.
+  last row is what remains if one evaluation told all that a whole trial does: about the limit of
+  early stopping with TPE, at this number of trials at once.
 - One evaluation does not tell it. Warmup and large learning rates make a loss worse before it gets
-  better, so the best configs are in the worse half at first; after three fifths of a trial they
-  can be told, and most of its tokens are spent.
+  better, so many of the best configs look bad at first; after three fifths of a trial they can be
+  told, and most of its tokens are spent.
 - The best lie close together, in learning rate and schedule, where TPE explores by chance.
 
 What was tried, and a second task: [../README.md](../README.md#how-few-tokens-a-search-needs)."""
@@ -270,7 +270,7 @@ def table(arms: dict[str, list[list[Seen]]], target: float, full: int) -> list[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=100)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
