@@ -1,11 +1,64 @@
-"""How many trials train at once."""
+"""Which trials the default scheduler stops, asked of Ray Tune's own, and how many run at once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
+from ray.tune.schedulers import TrialScheduler
 
 from tune_app.config import SearchConfig
-from tune_app.tuning import default_concurrency
+from tune_app.searcher import METRIC
+from tune_app.trial_job import trial_name
+from tune_app.tuning import build_trial_scheduler, default_concurrency
+
+
+@dataclass(frozen=True)
+class Trial:
+    """As much of Ray's Trial as its schedulers look at."""
+
+    trial_id: str
+
+    def __str__(self) -> str:
+        return self.trial_id
+
+
+def stopped_at(scheduler: TrialScheduler, step: int, losses: dict[int, float]) -> list[int]:
+    """Numbers of the trials that end at that step, reporting in the order of `losses`."""
+    ended = []
+    for number, loss in losses.items():
+        trial = Trial(trial_name(number))
+        scheduler.on_trial_add(None, trial)
+        decision = scheduler.on_trial_result(None, trial, {METRIC: loss, "step": step})
+        if decision == TrialScheduler.STOP:
+            ended.append(number)
+    return ended
+
+
+@pytest.fixture
+def asha() -> TrialScheduler:
+    scheduler = build_trial_scheduler("asha", steps=50)
+    scheduler.set_search_properties(METRIC, "min")
+    return scheduler
+
+
+WORSE_AND_WORSE = {number: 1.0 + number for number in range(7)}
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_asha_judges_nobody_before_three_fifths(asha: TrialScheduler, step: int) -> None:
+    assert stopped_at(asha, step, WORSE_AND_WORSE) == []
+
+
+def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> None:
+    assert stopped_at(asha, 30, WORSE_AND_WORSE) == [1, 2, 3, 4, 5, 6]
+    # Now half of the trials are below 4.0.
+    assert stopped_at(asha, 30, {7: 3.5, 8: 4.5}) == [8]
+
+
+def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
+    assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
+
 
 ROWS = SearchConfig(trials=100, batch_size=8, prompt_length=8, max_length=48)  # 448 tokens a step
 
@@ -15,7 +68,7 @@ ROWS = SearchConfig(trials=100, batch_size=8, prompt_length=8, max_length=48)  #
     [
         (4096, 10),  # one full pack, the last trial's rows not all of them in it
         (2 * 1024, 5),
-        (2 * 4096, 16),  # more would suggest most of a search blindly
+        (2 * 4096, 16),
         (100, 2),  # one computes while the other does its optimizer step
     ],
 )
@@ -23,5 +76,8 @@ def test_trials_at_once_fill_what_the_hosts_compute(tokens_in_flight: int, trial
     assert default_concurrency(ROWS, tokens_in_flight) == trials
 
 
-def test_no_more_trials_at_once_than_there_are() -> None:
-    assert default_concurrency(SearchConfig(trials=3), 65536) == 3
+@pytest.mark.parametrize(("trials", "at_once"), [(16, 5), (24, 8), (7, 2), (3, 2), (1, 1)])
+def test_a_short_search_runs_fewer_so_that_suggestions_follow_results(
+    trials: int, at_once: int
+) -> None:
+    assert default_concurrency(SearchConfig(trials=trials), 65536) == at_once

@@ -23,7 +23,8 @@ METRIC = "objective"
 def build_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name, seeded: with one trial at a time, the same suggestions.
 
-    Random until 8 trials have finished (Optuna's own 10 is for longer searches than these).
+    Random for the first 8 trials (Optuna's own 10 is for longer searches than these); TPE counts
+    those that still run, the others only finished ones.
     """
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
