@@ -49,8 +49,20 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
     from tune_app.tuning import confirm, search
 
     live, ending = LiveView(config, run), Ending(config)
+
+    def ray_died() -> None:
+        live.stop()
+        again = f"--resume {run.path}" if run.events() else "and its flags again"
+        print(f"Ray has died; go on with python -m tune_app.search {again}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
+
     # The signals' handlers come after Ray's own: until then Ctrl-C leaves at once.
-    with live, cluster(config, progress=live.progress) as machines, interruptible(ending, live.say):
+    with (
+        live,
+        cluster(config, progress=live.progress, ray_died=ray_died) as machines,
+        interruptible(ending, live.say),
+    ):
         check_same_data(config, run, machines.about["fingerprint"])
         run.write_atomic(run.space_yaml, space.text)
         run.write_atomic(run.search_yaml, config.to_yaml())

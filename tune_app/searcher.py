@@ -23,14 +23,20 @@ METRIC = "objective"
 def build_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name, seeded: with one trial at a time, the same suggestions.
 
-    Random until 8 trials have finished (Optuna's own 10 is for longer searches than these).
+    Random until 8 trials have finished (Optuna's own 10 is for longer searches than these). gp and
+    cmaes learn of the parameters that every trial has, cmaes of numbers only; they draw the others
+    at random, of which Optuna would warn at each.
     """
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8)
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=8, warn_independent_sampling=False
+        )
     if name == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=8)
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=8, warn_independent_sampling=False
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
         return optuna.samplers.TPESampler(
