@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,7 @@ def kill_and_resume(run: Path, targets: Sequence[str], rng: random.Random) -> li
     delays = [rng.uniform(0, 0.5) for _ in targets]
     search, kills = _start(run), []
     for target, moment, delay in zip(targets, moments, delays, strict=True):
-        while True:
-            if search.wait_until(lambda m=moment, t=target: reports(run) >= m and search.find(t)):
-                break
+        while not search.wait_until(partial(_is_time, search, target, run, moment)):
             if search.wait() == 0:
                 return kills
             search = _start(run)
@@ -157,6 +156,10 @@ def kill_and_resume(run: Path, targets: Sequence[str], rng: random.Random) -> li
     search.check_nothing_is_left()
     check_nothing_is_lost(run)
     return kills
+
+
+def _is_time(search: Search, target: str, run: Path, moment: int) -> bool:
+    return reports(run) >= moment and bool(search.find(target))
 
 
 def _start(run: Path) -> Search:

@@ -18,6 +18,7 @@ from tune_app.optuna_space import SearchSpace
 from tune_app.report import kept_fresh, write_all
 from tune_app.results import load
 from tune_app.run_dir import RunDir, Status
+from tune_app.study import check_study
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             print(dry_run(config, space))
             return 0
         run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        check_study(config, run)
         with run.lock():
             return run_search(replace(config, out=run.path), space, run)
     except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,7 +19,8 @@ STUDY_NAME = "tune_app"
 def study_name(config: SearchConfig, run: RunDir) -> str:
     """The study's name: a storage of the user's may hold many, each of them one run's own.
 
-    So two searches on the same storage never meet, and the run's lock keeps them from one study.
+    So two searches on the same storage never meet, and the run's lock keeps two commands from one
+    study.
     """
     if config.storage is None:
         return STUDY_NAME
@@ -38,22 +40,43 @@ def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStora
         raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}") from error
 
 
+def check_study(config: SearchConfig, run: RunDir) -> None:
+    """Raises ConfigError for what `open_study` would find, before anything starts, and leaves no
+    study behind."""
+    if _begun(run):
+        open_study(config, run, study_name(config, run))
+    elif config.storage is not None:
+        open_storage(config, run)
+
+
 def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
     """The run's study, made where the run has none yet.
 
-    Raises ConfigError where its storage cannot be opened or has lost it.
+    Raises ConfigError where its storage cannot be opened or has lost it, or where it is another
+    run's: a copied folder names the study of its original.
     """
     storage = open_storage(config, run)
     study = optuna.create_study(
         study_name=name, storage=storage, direction="minimize", load_if_exists=True
     )
-    begun = any(event["event"] == "trial_started" for event in run.events())
-    if begun and not study.get_trials(deepcopy=False):
+    if config.storage is not None:
+        owner = study.user_attrs.get("run", str(run.path))
+        if owner != str(run.path) and Path(owner).exists():  # else the folder was moved
+            raise ConfigError(
+                f"--resume: the study {name!r} in {config.storage} belongs to {owner}, of which "
+                f"{run.path} is a copy; go on with that one."
+            )
+        study.set_user_attr("run", str(run.path))
+    if _begun(run) and not study.get_trials(deepcopy=False):
         raise ConfigError(
             f"{config.storage or run.study_db} does not hold this run's study {name!r}, without "
             "which its trials would be repeated; give the --storage that it began with."
         )
     return study
+
+
+def _begun(run: RunDir) -> bool:
+    return any(event["event"] == "trial_started" for event in run.events())
 
 
 def requeue_unfinished(study: optuna.Study) -> None:
