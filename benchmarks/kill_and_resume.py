@@ -124,7 +124,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Kill:
-    """exit_code: of the command, where the kill ended it; lasted_s: until it had ended."""
+    """exit_code: of the command, if it was waited for; lasted_s: until its processes had ended."""
 
     target: str
     reports: int  # that had arrived
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kill in found:
                 print(f"search {searches}: {kill}", flush=True)
             kills += found
-    print("\n| killed | times | searches it ended | seconds until the command had ended |")
+    print("\n| killed | times | searches it ended | seconds until all its processes had ended |")
     print("| --- | --- | --- | --- |")
     for target in TARGETS:
         of = [kill for kill in kills if kill.target == target]
