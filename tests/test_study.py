@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -130,3 +133,30 @@ def test_a_copied_run_does_not_share_its_originals_study(tmp_path: Path) -> None
 
     run.path.rename(tmp_path / "moved")  # the same run in another place
     check_study(config, RunDir(tmp_path / "moved"))
+
+
+def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Path) -> None:
+    """Each creates its tables where there are none: all but one are refused at first."""
+    code = (
+        "import sys; from tune_app.config import SearchConfig; from tune_app.run_dir import RunDir;"
+        "from tune_app.study import open_study; url, name, run = sys.argv[1:];"
+        "sys.stdin.readline();"  # all at the same moment
+        "open_study(SearchConfig(storage=url), RunDir(run), name)"
+    )
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    opening = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, url, name, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abcd"
+    ]
+    time.sleep(5)
+    for process in opening:
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    assert [process.communicate()[1] for process in opening] == [""] * 4
+    assert sorted(optuna.get_all_study_names(url)) == ["a", "b", "c", "d"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tune_app.reports import outcome
 from tune_app.run_dir import RunDir, Status
 
 STUDY_NAME = "tune_app"
+# A new storage cannot be opened while another command makes its tables.
+_ATTEMPTS = 5
 
 
 def study_name(config: SearchConfig, run: RunDir) -> str:
@@ -32,12 +35,14 @@ def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStora
     """The run's own SQLite file, or --storage. Raises ConfigError where it cannot be opened."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = config.storage or f"sqlite:///{run.create().study_db}"
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
-        what = f"--storage: {config.storage!r}" if config.storage else str(run.study_db)
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}") from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
+            reason = str(error).strip().partition("\n")[0]
+        time.sleep(0.2 * attempt)
+    what = f"--storage: {config.storage!r}" if config.storage else str(run.study_db)
+    raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
 
 
 def check_study(config: SearchConfig, run: RunDir) -> None:
