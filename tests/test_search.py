@@ -91,6 +91,9 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--space", "bad_range.yaml"], "lower must be below upper"),
         (["--space", "bad_log.yaml"], "must be above 0 for loguniform"),
         (["--config", "broken.yaml"], "broken.yaml"),
+        (["--storage", "study.db"], "--storage: must be a URL such as sqlite:////folder/study.db"),
+        (["--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
+        (["--storage", "nosuch://host/db"], "cannot be opened as an Optuna storage"),
     ],
 )
 def test_a_mistake_has_one_message_and_exit_code_2(

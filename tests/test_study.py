@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from optuna.trial import TrialState
 from tune_app.config import ConfigError, SearchConfig, TrialConfig
 from tune_app.results import load
 from tune_app.run_dir import RunDir
-from tune_app.study import missing_events, open_study, requeue_unfinished, study_name
+from tune_app.study import check_study, missing_events, open_study, requeue_unfinished, study_name
 
 LAST = {"step": 20, "eval_loss": 1.5, "objective": 1.5, "accuracy": 0.4, "diverged": False}
 
@@ -112,3 +116,47 @@ def test_a_lost_study_is_refused(run: RunDir) -> None:
 def test_a_storage_that_does_not_open_is_the_users_mistake(run: RunDir, url: str) -> None:
     with pytest.raises(ConfigError, match="--storage"):
         open_study(SearchConfig(storage=url), run, "x")
+
+
+def test_a_copied_run_does_not_share_its_originals_study(tmp_path: Path) -> None:
+    config = SearchConfig(storage=f"sqlite:///{tmp_path / 'shared.db'}")
+    run = RunDir(tmp_path / "run").create()
+    name = study_name(config, run)
+    run.append_event({"event": "search_started", "study": name})
+    ask(open_study(config, run, name))
+    run.append_event({"event": "trial_started", "trial": 0, "config": {}})
+    check_study(config, run)
+    shutil.copytree(run.path, tmp_path / "copy")
+
+    with pytest.raises(ConfigError, match="is a copy"):
+        check_study(config, RunDir(tmp_path / "copy"))
+
+    run.path.rename(tmp_path / "moved")  # the same run in another place
+    check_study(config, RunDir(tmp_path / "moved"))
+
+
+def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Path) -> None:
+    """Each creates its tables where there are none: all but one are refused at first."""
+    code = (
+        "import sys; from tune_app.config import SearchConfig; from tune_app.run_dir import RunDir;"
+        "from tune_app.study import open_study; url, name, run = sys.argv[1:];"
+        "sys.stdin.readline();"  # all at the same moment
+        "open_study(SearchConfig(storage=url), RunDir(run), name)"
+    )
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    opening = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, url, name, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abcd"
+    ]
+    time.sleep(5)
+    for process in opening:
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    assert [process.communicate()[1] for process in opening] == [""] * 4
+    assert sorted(optuna.get_all_study_names(url)) == ["a", "b", "c", "d"]

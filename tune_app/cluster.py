@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_LOOK_S = 1.0  # how often Ray's own processes are looked at
 # Threads of a host's actor that answer trials; each running trial waits in at most one.
 _MOST_CALLS = 1000
 
@@ -67,8 +69,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterator[Cluster]:
-    """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable."""
+def cluster(
+    config: SearchConfig, *, progress: Callable[[str], None], ray_died: Callable[[], None]
+) -> Iterator[Cluster]:
+    """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable.
+
+    ray_died: called from a thread where the Ray that was started here loses one of its own
+    processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
+    """
     model = model_folder(config.model)
     with ExitStack() as stack:
         private = start_private_swarm(config, model, progress=progress)
@@ -76,6 +84,8 @@ def cluster(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterato
             stack.callback(private.stop)
         progress("starting Ray")
         dashboard = stack.enter_context(_ray(config))
+        if config.address is None:
+            stack.enter_context(_watched_ray(ray_died))
         hosts = _start_hosts(config, model)
         stack.callback(_stop_hosts, hosts)
         if private is not None:
@@ -136,6 +146,25 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watched_ray(died: Callable[[], None]) -> Iterator[None]:
+    node, over = ray._private.worker._global_node, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            # The dashboard, say, can be done without.
+            if {"gcs_server", "raylet"} & {kind for kind, _ in node.dead_processes()}:
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+                died()
+                return
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:

@@ -7,7 +7,6 @@ because every trial actor loads it.
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -273,8 +272,6 @@ def _check_run(config: SearchConfig) -> list[str]:
         messages.append(
             f"--storage: must be a URL such as sqlite:////folder/study.db, got {config.storage!r}."
         )
-    if config.sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        messages.append("--sampler: cmaes needs the package cmaes; pip install cmaes")
     if config.quiet and config.verbose:
         messages.append("--quiet: contradicts --verbose; give one of them.")
     return messages

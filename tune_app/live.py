@@ -67,6 +67,10 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Gives the terminal back."""
         self._live.stop()
 
     def __reduce__(self) -> tuple[Any, ...]:

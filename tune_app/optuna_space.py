@@ -115,6 +115,11 @@ class FirstTrial:
         )
 
 
+def origin_of(user_attrs: Mapping[str, Any]) -> str:
+    """Where a trial's config comes from; what a sampler suggests carries no such attribute."""
+    return str(user_attrs.get("origin", "suggested"))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """A compiled space: call it with an Optuna trial and the trial's params are suggested.
@@ -140,7 +145,7 @@ class SearchSpace:
         that nobody ran, and one odd set of params splits TPE's groups for good.
         """
         given = trial.user_attrs.get("config")
-        if given is not None and not trial.user_attrs["in_space"]:
+        if given is not None and not trial.user_attrs.get("in_space", True):
             return dict(given)
         constants = self._suggest(trial)
         return dict(given) if given is not None else constants

@@ -27,7 +27,7 @@ class Recorder(tune.Callback):
         self, run: RunDir, listen: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
     ) -> None:
         self._run, self._listen, self._stopping = run, listen, stopping
-        self._started: dict[str, dict[str, Any]] = {}  # trial id -> its trial_started
+        self._started: set[str] = set()  # Ray's ids of trials
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it for a `Tuner.restore` that never comes; listeners hold locks
@@ -44,13 +44,8 @@ class Recorder(tune.Callback):
         start = {"trial": number, "origin": job["origin"], "config": job["trial"]}
         if "of" in job:
             start["of"] = job["of"]
-        before = self._started.get(trial.trial_id)
-        if before is not None:
-            # Started again after a failure it is the same trial. Population-based training starts
-            # it with the config of another one (and its origin), of which only the former counts.
-            start["origin"] = before["origin"]
-        if start != before:
-            self._started[trial.trial_id] = start
+        if trial.trial_id not in self._started:  # else it goes on after a failure
+            self._started.add(trial.trial_id)
             self.record("trial_started", **start)
 
     def on_trial_result(

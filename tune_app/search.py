@@ -18,6 +18,7 @@ from tune_app.optuna_space import SearchSpace
 from tune_app.report import kept_fresh, write_all
 from tune_app.results import load
 from tune_app.run_dir import RunDir, Status
+from tune_app.study import check_study
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             print(dry_run(config, space))
             return 0
         run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        check_study(config, run)
         with run.lock():
             return run_search(replace(config, out=run.path), space, run)
     except ConfigError as error:
@@ -49,8 +51,20 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
     from tune_app.tuning import confirm, search
 
     live, ending = LiveView(config, run), Ending(config)
+
+    def ray_died() -> None:
+        live.stop()
+        again = f"--resume {run.path}" if run.events() else "and its flags again"
+        print(f"Ray has died; go on with python -m tune_app.search {again}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
+
     # The signals' handlers come after Ray's own: until then Ctrl-C leaves at once.
-    with live, cluster(config, progress=live.progress) as machines, interruptible(ending, live.say):
+    with (
+        live,
+        cluster(config, progress=live.progress, ray_died=ray_died) as machines,
+        interruptible(ending, live.say),
+    ):
         check_same_data(config, run, machines.about["fingerprint"])
         run.write_atomic(run.space_yaml, space.text)
         run.write_atomic(run.search_yaml, config.to_yaml())

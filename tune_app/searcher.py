@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_app.optuna_space import SearchSpace
+from tune_app.optuna_space import SearchSpace, origin_of
 from tune_app.reports import kept, outcome
 from tune_app.run_dir import Status
 from tune_app.trial_config import TrialConfig
@@ -25,13 +25,19 @@ def build_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
     Random for the first 8 trials (Optuna's own 10 is for longer searches than these); TPE counts
     those that still run, the others only finished ones.
+    gp and cmaes learn of the parameters that every trial has, cmaes of numbers only; they draw the
+    others at random, of which Optuna would warn at each.
     """
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8)
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=8, warn_independent_sampling=False
+        )
     if name == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=8)
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=8, warn_independent_sampling=False
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
         return optuna.samplers.TPESampler(
@@ -75,13 +81,11 @@ class StudySearcher(OptunaSearch):
         constants = self._space(trial) or {}
         config = self._space.trial_config({**trial.params, **constants}, self._base)
         if "config" not in trial.user_attrs:
-            trial.set_user_attr("origin", "suggested")
-            trial.set_user_attr("in_space", True)
-            trial.set_user_attr("config", asdict(config))  # last: what a kill cuts off is redone
+            trial.set_user_attr("config", asdict(config))
         return {
             "job": {
                 "number": trial.number,
-                "origin": trial.user_attrs["origin"],
+                "origin": origin_of(trial.user_attrs),
                 "trial": asdict(config),
                 **self._settings,
             }

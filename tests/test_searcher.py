@@ -1,0 +1,191 @@
+"""What the study is told: by the searcher that Ray Tune asks, over a real Optuna storage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from tune_app.config import SearchConfig
+from tune_app.reports import outcome
+from tune_app.run_dir import RunDir, Status
+from tune_app.search_space import load_space
+from tune_app.searcher import StudySearcher, build_sampler
+from tune_app.study import open_study, requeue_unfinished
+
+BASE = SearchConfig(steps=20).base_trial()
+REPORT = {"step": 4, "eval_loss": 1.5, "objective": 1.5, "accuracy": 0.4, "diverged": False}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    return open_study(SearchConfig(), RunDir(tmp_path / "run"), "tune_app")
+
+
+class Ending:
+    """Whether the search ends, as the searcher asks it."""
+
+    now = False
+
+    def __call__(self) -> bool:
+        return self.now
+
+
+@pytest.fixture
+def ending() -> Ending:
+    return Ending()
+
+
+@pytest.fixture
+def searcher(study: optuna.Study, ending: Ending) -> StudySearcher:
+    return StudySearcher(
+        load_space("conditional"),
+        BASE,
+        study=study,
+        sampler=build_sampler("tpe", 0),
+        settings={"run": "somewhere", "test": False},
+        stopping=ending,
+    )
+
+
+def report(step: int, loss: float, **more: object) -> dict:
+    """A result as Ray Tune hands it on, with keys of its own."""
+    return REPORT | {"step": step, "eval_loss": loss, "objective": loss, "pid": 7} | more
+
+
+def test_the_first_trials_come_first_and_then_suggestions(
+    study: optuna.Study, searcher: StudySearcher
+) -> None:
+    space = load_space("conditional")
+    for first in space.first_trials(BASE):
+        first.enqueue(study)
+
+    jobs = [searcher.suggest(f"id{i}")["job"] for i in range(5)]
+
+    assert [job["number"] for job in jobs] == [0, 1, 2, 3, 4]
+    assert [job["origin"] for job in jobs] == [
+        "default",
+        "enqueued",
+        "enqueued",
+        "suggested",
+        "suggested",
+    ]
+    assert (jobs[0]["trial"]["lr"], jobs[0]["trial"]["scheduler"]) == (1e-3, "linear")
+    assert (jobs[1]["trial"]["lr"], jobs[1]["trial"]["scheduler"]) == (0.01, "constant")
+    assert {job["run"] for job in jobs} == {"somewhere"}
+    assert [t.user_attrs["config"] for t in study.trials] == [job["trial"] for job in jobs]
+
+
+def test_nothing_is_suggested_when_the_search_ends(
+    study: optuna.Study, searcher: StudySearcher, ending: Ending
+) -> None:
+    ending.now = True
+
+    assert searcher.suggest("a") == Searcher.FINISHED
+    assert study.trials == []
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "value"),
+    [
+        (report(20, 1.2), TrialState.COMPLETE, 1.2),
+        (report(8, 1.7), TrialState.PRUNED, 1.7),
+        # Ten times its first loss: finite, and worse than any that trains.
+        (
+            report(4, float("nan"), objective=21.0, diverged=True),
+            TrialState.COMPLETE,
+            21.0,
+        ),
+    ],
+)
+def test_the_end_of_a_trial_is_told_with_its_curve(
+    study: optuna.Study, searcher: StudySearcher, last: dict, state: TrialState, value: float
+) -> None:
+    searcher.suggest("a")
+    for result in (report(2, 2.0), report(3, 1.9)):
+        searcher.on_trial_result("a", result)
+    if state == TrialState.COMPLETE:
+        searcher.on_trial_result("a", last)
+    searcher.on_trial_complete("a", last)
+
+    told = study.trials[0]
+    assert (told.state, told.value) == (state, value)
+    assert list(told.intermediate_values) == [2, 3, last["step"]]
+    assert told.user_attrs["report"]["objective"] == value
+    assert "pid" not in told.user_attrs["report"]  # Ray's
+
+
+def test_a_trial_that_the_end_of_the_search_cuts_off_goes_on_as_itself(
+    study: optuna.Study, searcher: StudySearcher, ending: Ending
+) -> None:
+    job = searcher.suggest("a")["job"]
+    searcher.on_trial_result("a", report(4, 1.9))
+    ending.now = True
+    searcher.on_trial_complete("a", report(4, 1.9))
+    assert study.trials[0].state == TrialState.RUNNING
+
+    requeue_unfinished(study)
+    ending.now = False
+    again = searcher.suggest("b")["job"]
+
+    assert again == job
+    searcher.on_trial_result("b", report(4, 1.9))  # from its checkpoint: once more, and no warning
+    searcher.on_trial_result("b", report(20, 1.1))
+    searcher.on_trial_complete("b", report(20, 1.1))
+    assert [(t.state, t.value) for t in study.trials] == [(TrialState.COMPLETE, 1.1)]
+
+
+def test_a_trial_that_finished_while_the_search_ended_is_told(
+    study: optuna.Study, searcher: StudySearcher, ending: Ending
+) -> None:
+    searcher.suggest("a")
+    ending.now = True
+    searcher.on_trial_complete("a", report(20, 1.3))
+
+    assert study.trials[0].value == 1.3
+
+
+def test_a_failure_is_no_bad_config(study: optuna.Study, searcher: StudySearcher) -> None:
+    """FAIL has no value and no sampler learns from it."""
+    searcher.suggest("a")
+    searcher.on_trial_result("a", report(4, 1.9))
+    searcher.on_trial_complete("a", None, error=True)
+
+    assert (study.trials[0].state, study.trials[0].value) == (TrialState.FAIL, None)
+
+
+def test_a_trial_that_a_kill_left_without_its_config_is_begun_again(
+    study: optuna.Study, searcher: StudySearcher
+) -> None:
+    lost = study.ask()  # the kill came between the question and the first parameter
+    requeue_unfinished(study)
+
+    job = searcher.suggest("a")["job"]
+
+    assert (job["number"], job["origin"]) == (lost.number, "suggested")
+    assert study.trials[0].user_attrs["config"] == job["trial"]
+
+
+def test_a_sampler_learns_from_a_divergence(study: optuna.Study, searcher: StudySearcher) -> None:
+    """Where all large rates diverge, suggestions leave them."""
+    for i in range(40):
+        job = searcher.suggest(str(i))["job"]
+        lr = job["trial"]["lr"]
+        diverged = lr > 1e-3
+        loss = 20.0 if diverged else 2.0 + abs(math.log10(lr) + 3.5)
+        searcher.on_trial_complete(str(i), report(4 if diverged else 20, loss, diverged=diverged))
+
+    rates = [trial.params["lr"] for trial in study.trials]
+    assert sum(lr > 1e-3 for lr in rates[:8]) >= 4
+    assert sum(lr > 1e-3 for lr in rates[-10:]) <= 4  # by chance 7
+
+
+def test_outcome_names_each_end() -> None:
+    assert outcome(report(20, 1.0), 20) == (Status.FINISHED, "")
+    assert outcome(report(8, 1.0), 20)[0] == Status.STOPPED
+    assert outcome(report(20, 1.0, diverged=True), 20)[0] == Status.DIVERGED
+    assert outcome({}, 20)[0] == Status.STOPPED
