@@ -27,7 +27,8 @@ LINES = sorted({line for _, line in COMMANDS})
 BY_HAND = {
     "install.md": r"python3\.11 -m venv |\.venv/bin/pip install |uv (sync|run|venv|pip) ?",
     "your-swarm.md": r"petals_server\(\) \{|HIVEMIND_LOGLEVEL=INFO python -c |\}$|COMMON=",
-    "watching.md": r"\.venv/bin/ray |curl -H |pip install |optuna-dashboard |tensorboard ",
+    "watching.md": r"\.venv/bin/ray |curl -H |pip install |optuna-dashboard |tensorboard "
+    r"|mlflow server |wandb (login|sync)|export WANDB_MODE=",
 }
 CHECKED = r"make [a-z]+|python -m tune_app\.(search|train|apply|report|private_swarm)( |$)"
 CHECKED += r"|petals_server |ray (start|get-auth-token)"

@@ -26,6 +26,7 @@ from tune_app.results import load
 from tune_app.run_dir import RunDir
 from tune_app.searcher import METRIC, StudySearcher, build_sampler
 from tune_app.study import missing_events, open_study, requeue_unfinished, study_name
+from tune_app.tracking import tracking_callbacks
 from tune_app.trainable import trial_class
 from tune_app.trial_job import number_of, trial_name
 
@@ -151,6 +152,7 @@ def search(
                 scheduler=build_trial_scheduler(config.scheduler, config.steps),
                 recorder=recorder,
                 stopping=ending,
+                say=live.say,
             )
         finally:
             requeue_unfinished(study)
@@ -202,6 +204,7 @@ def confirm(
         scheduler=FIFOScheduler(),
         recorder=recorder,
         stopping=stopping,
+        say=live.say,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
     )
     _record_end(recorder, machines, ending)
@@ -254,6 +257,7 @@ def _fit(
     scheduler: TrialScheduler,
     recorder: Recorder,
     stopping: Callable[[], bool],
+    say: Callable[[str], None],
     param_space: dict[str, Any] | None = None,
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
@@ -275,7 +279,7 @@ def _fit(
             name=name,
             storage_path=str(run.ray),
             stop=_EndSearch(stopping),
-            callbacks=[recorder],
+            callbacks=[recorder, *tracking_callbacks(config, run, say)],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,
         ),
