@@ -120,8 +120,8 @@ def test_tensorboard_reads_the_curves(search: Search) -> None:
     points = search.wait_for(curve)
 
     reported = [e for e in search.run.events() if e["event"] == "report" and e["trial"] == 0]
-    losses = [event["eval_loss"] for event in reported[: len(points)]]
-    assert list(points.values()) == pytest.approx(losses, rel=1e-5)
+    losses = {event["step"]: event["eval_loss"] for event in reported[: len(points)]}
+    assert points == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_study_can_be_opened_while_the_search_runs(search: Search) -> None:

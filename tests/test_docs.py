@@ -161,6 +161,13 @@ def test_ray_commands_exist(line: str) -> None:
     assert set(re.findall(r"--[\w-]+", line)) <= options
 
 
+def test_the_excerpt_of_the_readme_is_of_the_recording() -> None:
+    recording = (ROOT / "docs" / "terminal.txt").read_text().splitlines()
+    excerpt = next(b for b in blocks(ROOT / "README.md", "text") if b.startswith("trial"))
+    for line in excerpt.splitlines():
+        assert line in recording or line.strip() in ("...", ""), line
+
+
 def test_readme_lists_every_module_and_page() -> None:
     readme = (ROOT / "README.md").read_text()
     for path in sorted((ROOT / "tune_app").glob("*.py")):

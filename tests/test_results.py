@@ -226,6 +226,14 @@ def test_the_summary_works_for_every_run_and_keeps_to_the_width(
         assert len(line) <= width or line.startswith(commands), line
 
 
+def test_a_narrow_terminal_keeps_the_intervals_whole(tmp_path: Path):
+    run = write_run(tmp_path / "run", trials=20, confirm_seeds=3)
+    text = summary(load(run), 76)
+    intervals = [line for line in text.splitlines() if line.startswith("trial ") and "(" in line]
+    assert len(intervals) == 3
+    assert all(line.endswith(")") for line in intervals)
+
+
 def test_what_to_open_is_named_without_a_password(tmp_path: Path):
     run = write_run(tmp_path / "my run", trials=3)
     run.ray.mkdir()

@@ -96,7 +96,8 @@ def _follow(host: Any, job: TrialJob, connection: Connection) -> None:
     try:
         while not (update := _next_update(host, job.number)).done:
             if update.report is not None:
-                tune.report(update.report)
+                # What Ray's loggers (TensorBoard's, say) plot against.
+                tune.report(update.report | {"timesteps_total": update.report["step"]})
     finally:
         host.stop.remote(job.number)  # also where Tune stops the trial, with SystemExit in report
 

@@ -137,7 +137,10 @@ def _confirmation(results: Results, width: int) -> str:
     split = results.confirm["split"].iloc[0]
     header = ["confirmed", "seeds", "valid loss", f"{split} loss", "±", results.metric]
     header.append("against the default")
-    return "\n".join(line[:width] for line in _table(rows, header, right={2, 3, 4, 5}))
+    lines = _table(rows, header, right={2, 3, 4, 5})
+    if max(map(len, lines)) > width:  # the metric stands in the sentence above, too
+        lines = _table([row[:5] + row[6:] for row in rows], header[:5] + header[6:], {2, 3, 4})
+    return "\n".join(line[:width] for line in lines)
 
 
 def _difference(mean: float, low: float, high: float) -> str:
