@@ -26,8 +26,11 @@ ONLY_IN = {
         "metrics.py",
         "cluster.py",
         "recorder.py",
+        "tracking.py",
     },
     "petals": {"backbones/swarm.py", "private_swarm.py", "petals_compat.py"},
+    "mlflow": {"checks.py"},
+    "wandb": {"checks.py"},
     "hivemind": {"backbones/swarm.py", "private_swarm.py", "petals_compat.py"},
 }
 # Loaded by every trial actor, or by whoever only wants to look at results: these start fast.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from tune_app.live import token_command
+from tune_app.results import load
+from tune_app.results.summary import next_steps
 from tune_app.run_dir import RunDir
 from tune_app.study import STUDY_NAME
 
@@ -117,14 +120,15 @@ def test_tensorboard_reads_the_curves(search: Search) -> None:
     points = search.wait_for(curve)
 
     reported = [e for e in search.run.events() if e["event"] == "report" and e["trial"] == 0]
-    losses = [event["eval_loss"] for event in reported[: len(points)]]
-    assert list(points.values()) == pytest.approx(losses, rel=1e-5)
+    losses = {event["step"]: event["eval_loss"] for event in reported[: len(points)]}
+    assert points == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_study_can_be_opened_while_the_search_runs(search: Search) -> None:
     search.wait_for(search.run.study_db.exists)
 
-    study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{search.run.study_db}")
+    (line,) = [line for line in next_steps(load(search.run)) if "optuna-dashboard" in line]
+    study = optuna.load_study(study_name=STUDY_NAME, storage=shlex.split(line)[-1])
 
     assert study.direction.name == "MINIMIZE"
     assert study.trials[0].user_attrs["config"]["lr"] == 1e-3

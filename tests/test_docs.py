@@ -27,7 +27,8 @@ LINES = sorted({line for _, line in COMMANDS})
 BY_HAND = {
     "install.md": r"python3\.11 -m venv |\.venv/bin/pip install |uv (sync|run|venv|pip) ?",
     "your-swarm.md": r"petals_server\(\) \{|HIVEMIND_LOGLEVEL=INFO python -c |\}$|COMMON=",
-    "watching.md": r"\.venv/bin/ray |curl -H |pip install |optuna-dashboard |tensorboard ",
+    "watching.md": r"\.venv/bin/ray |curl -H |pip install |optuna-dashboard |tensorboard "
+    r"|mlflow server |wandb (login|sync)|export WANDB_MODE=",
 }
 CHECKED = r"make [a-z]+|python -m tune_app\.(search|train|apply|report|private_swarm)( |$)"
 CHECKED += r"|petals_server |ray (start|get-auth-token)"
@@ -158,6 +159,13 @@ def test_ray_commands_exist(line: str) -> None:
     command = cli.commands[shlex.split(line)[1]]
     options = {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"--[\w-]+", line)) <= options
+
+
+def test_the_excerpt_of_the_readme_is_of_the_recording() -> None:
+    recording = (ROOT / "docs" / "terminal.txt").read_text().splitlines()
+    excerpt = next(b for b in blocks(ROOT / "README.md", "text") if b.startswith("trial"))
+    for line in excerpt.splitlines():
+        assert line in recording or line.strip() in ("...", ""), line
 
 
 def test_readme_lists_every_module_and_page() -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tune_app.config import SearchConfig
 from tune_app.live import LiveView, hosts_in_words, token_command
@@ -136,6 +137,22 @@ def test_a_confirmation_is_told_by_what_it_confirms(tmp_path: Path) -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("1/3  confirming trial 5, seed 2 of 2  finished  loss 1.900")
     assert lines[1].startswith("2/3  confirming the default, seed 1 of 2  finished")
+
+
+def test_a_confirmation_takes_a_line_for_each_config_in_the_display(tmp_path: Path) -> None:
+    live = LiveView(SearchConfig(confirm_seeds=3), RunDir(tmp_path), Terminal())
+    live.listen(STARTED)
+    live.expect(6)
+    for of in (0, 5):
+        for seed in (1, 2, 3):
+            live.listen(started(100_000 + 100 * of + seed, of=of))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(live._draw())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert "the default, seeds 1, 2, 3 of 3" in shown
+    assert "trial 5, seeds 1, 2, 3 of 3" in shown
+    assert shown.count("seed") == 2
 
 
 def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from synthetic_runs import write_run
 
 from tune_app.report import main, write_all
-from tune_app.results import load
+from tune_app.results import load, page
 from tune_app.results.page import run_names
 from tune_app.run_dir import RunDir
 
@@ -66,6 +66,45 @@ def test_plots_hold_the_data_of_the_tables(tmp_path: Path):
     assert len(figures["confirmation"]["data"][0]["x"]) == 3
 
 
+def test_every_value_has_a_place_in_its_slice(tmp_path: Path):
+    run = write_run(tmp_path / "run", trials=40)  # trial 0, the default, has no weight decay
+    write_all(run)
+    trials = pd.read_csv(run.trials_csv).set_index("trial")
+    figures = {figure["id"]: figure for figure in _data(run.report_html)["figures"]}
+    for name in ("weight_decay", "warmup_steps", "num_cycles", "scheduler"):
+        figure = figures[f"over-{name}"]
+        points = {
+            trial: value
+            for trace in figure["data"]
+            for trial, value in zip(
+                trace["customdata"], trace["y" if name == "scheduler" else "x"], strict=True
+            )
+        }
+        held = trials[name].dropna()
+        assert set(points) == set(held.index)
+        for trial, value in held.items():
+            if value == 0 and name == "weight_decay":  # a log axis has no zero of its own
+                axis = figure["layout"]["xaxis"]
+                assert axis["ticktext"][axis["tickvals"].index(points[trial])] == "0"
+            elif isinstance(value, str):
+                assert points[trial] == value
+            else:
+                assert points[trial] == pytest.approx(value, rel=1e-6)
+
+
+def test_the_questions_are_answered_in_order(tmp_path: Path):
+    run = _run(tmp_path / "run", trials=40, confirm_seeds=3)
+    text = run.report_html.read_text("utf-8")
+    sections = re.findall(r'<section id="(\w+)"', text)
+    assert sections == ["answer", "mattered", "where", "learning", "cost", "trials", "reproduce"]
+    best = load(run).confirm.iloc[0]
+    answer = text[: text.index('<section id="mattered"')]
+    assert (
+        f"trial {best['trial']}, test loss" in answer
+    )  # the confirmation's figures, not one seed's
+    assert f"{best['mean']:.3f}" in answer
+
+
 def test_texts_of_the_user_stay_texts(tmp_path: Path):
     run = write_run(tmp_path / "r&<d>", trials=3)
     config = {"lr": 0.1, "scheduler": EVIL}
@@ -74,9 +113,9 @@ def test_texts_of_the_user_stay_texts(tmp_path: Path):
     run.append_event({"event": "trial_ended", "trial": 9, "status": "finished", "reason": EVIL})
     run.write_atomic(run.search_yaml, f"model: '{EVIL}'\n")
     write_all(run)
-    page = run.report_html.read_text("utf-8")
-    assert "<img" not in page
-    assert page.count("</script>") == 3
+    text = run.report_html.read_text("utf-8")
+    assert "<img" not in text
+    assert text.count("</script>") == 3
     assert "<img" not in json.dumps(_data(run.report_html)["hover"])  # Plotly reads it as HTML
 
 
@@ -267,6 +306,30 @@ def test_the_drawn_plot_has_the_points_of_the_table_in_both_themes(browser: Any,
         assert all(text.startswith(f"trial {trial} (") for trial, text in points)
     assert colours[0] != colours[1]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.browser
+def test_the_page_of_a_running_search_renews_itself_until_it_has_ended(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(page, "REFRESH_S", 1)
+    run = write_run(tmp_path / "run", trials=4, ended=False)
+
+    def state() -> str:
+        return browser.execute_script("return document.querySelector('.state').textContent")
+
+    with run.lock():
+        write_all(run)
+        browser.get(run.report_html.as_uri())
+        assert state() == "running, 4 of 4 trials started"
+        browser.execute_script("window.stale = true")
+        _wait(browser, "window.stale === undefined && document.readyState === 'complete'")
+    run.append_event({"event": "search_ended", "reason": "all trials are done", "hosts": []})
+    write_all(run)
+    _wait(browser, "document.querySelector('.state')?.textContent.startsWith('ended')")
+    browser.execute_script("window.stale = true")
+    time.sleep(2)
+    assert browser.execute_script("return window.stale") is True
 
 
 @pytest.mark.browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -20,6 +21,7 @@ from tune_app.config import TrialConfig
 from tune_app.results import load, summary, write_tables
 from tune_app.results.confirmation import confirmation
 from tune_app.results.importance import MIN_TRIALS, importance
+from tune_app.results.summary import next_steps
 from tune_app.results.words import count, duration, number, verdict
 from tune_app.run_dir import RunDir, Status
 
@@ -219,9 +221,39 @@ def test_the_summary_works_for_every_run_and_keeps_to_the_width(
     text = summary(write_tables(run), width)
     assert "nan" not in text.replace("eval_loss is nan", "").lower()
     assert "<NA>" not in text
-    commands = ("In /", "See:", "Use the", "Train it", "Search on:", "Go on:")
+    commands = ("In /", "Report:", "Study:", "Use the", "Train it", "Search on:", "Go on:")
     for line in text.splitlines():
         assert len(line) <= width or line.startswith(commands), line
+
+
+def test_a_narrow_terminal_keeps_the_intervals_whole(tmp_path: Path):
+    run = write_run(tmp_path / "run", trials=20, confirm_seeds=3)
+    text = summary(load(run), 76)
+    intervals = [line for line in text.splitlines() if line.startswith("trial ") and "(" in line]
+    assert len(intervals) == 3
+    assert all(line.endswith(")") for line in intervals)
+
+
+def test_what_to_open_is_named_without_a_password(tmp_path: Path):
+    run = write_run(tmp_path / "my run", trials=3)
+    run.ray.mkdir()
+    study = optuna.create_study(study_name="tune_app", storage=f"sqlite:///{run.study_db}")
+    study.enqueue_trial({"lr": 0.1})
+    lines = dict(line.split(":", 1) for line in next_steps(load(run)))
+
+    assert lines["Report"].strip() == str(run.report_html)
+    assert shlex.split(lines["Curves"]) == ["tensorboard", "--logdir", str(run.ray)]
+    command, url = shlex.split(lines["Study"])
+    assert command == "optuna-dashboard"
+    assert len(optuna.load_study(study_name="tune_app", storage=url).trials) == 1
+
+    settings = {"storage": "postgresql://me:s3cret@db.example/optuna", "mlflow": "http://m:5000"}
+    run.write_atomic(run.search_yaml, yaml.safe_dump({**settings, "wandb": "prompts"}))
+    text = "\n".join(next_steps(load(run)))
+    assert "optuna-dashboard 'postgresql://me:***@db.example/optuna'" in text
+    assert "s3cret" not in text
+    assert "http://m:5000, experiment my run" in text
+    assert "project prompts, group my run" in text
 
 
 def test_an_empty_folder_and_a_lone_broken_file_still_open(tmp_path: Path):

@@ -50,7 +50,7 @@ def test_the_actor_answers_all_that_tune_calls() -> None:
 def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
     class Reference(tune.Trainable):
         def step(self) -> dict[str, object]:
-            return REPORT
+            return REPORT | {"timesteps_total": REPORT["step"]}
 
     theirs = Reference({"job": {}}).train()
     ours = trial._result(REPORT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import socket
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -33,6 +35,7 @@ def check_everything(config: SearchConfig) -> SearchSpace:
         messages += _check_peers(config)
     if not any(message.startswith(("--train", "--valid", "--test")) for message in messages):
         messages += _check_data(config)
+    messages += _check_mlflow(config) + _check_wandb(config)
     if config.resume is not None and space is not None and not messages:
         messages += _check_resumed(config, space, RunDir(config.resume))
     if messages or space is None:
@@ -156,3 +159,42 @@ def _check_data(config: SearchConfig) -> list[str]:
     except ConfigError as error:
         return error.messages
     return []
+
+
+def _check_mlflow(config: SearchConfig) -> list[str]:
+    """Whether MLflow is there and the tracking URI answers."""
+    if config.mlflow is None:
+        return []
+    # A server that dies is not worth minutes of a search's time, and nothing is reported home.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if importlib.util.find_spec("mlflow") is None:
+        return ["--mlflow: needs the package mlflow-skinny (or mlflow): pip install mlflow-skinny"]
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(config.mlflow).search_experiments(max_results=1)
+    except Exception as error:  # MLflow's, SQLAlchemy's or the transport's
+        reason = str(error).strip().partition("\n")[0]
+        return [f"--mlflow: no MLflow answers at {config.mlflow!r}: {reason}"]
+    return []
+
+
+def _check_wandb(config: SearchConfig) -> list[str]:
+    """Whether wandb is there and knows whose account to log to; asks no server."""
+    if config.wandb is None:
+        return []
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if importlib.util.find_spec("wandb") is None:
+        return ["--wandb: needs the package wandb: pip install wandb"]
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled") or "WANDB_API_KEY" in os.environ:
+        return []
+    import wandb
+
+    if wandb.login(prompt=False):
+        return []
+    return [
+        "--wandb: no account is logged in; run `wandb login`, set WANDB_API_KEY, or set "
+        "WANDB_MODE=offline and upload later with `wandb sync`."
+    ]

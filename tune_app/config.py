@@ -103,6 +103,8 @@ class SearchConfig:
     resume: Path | None = None
     allow_changed_space: bool = False
     storage: str | None = None  # None: the study is kept in the run's folder
+    mlflow: str | None = None  # tracking URI of MLflow, which gets every trial as well
+    wandb: str | None = None  # project of Weights & Biases, likewise
     dry_run: bool = False
     hosts: int | None = None  # trial hosts; None: one per GPU or node
     quiet: bool = False

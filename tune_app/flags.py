@@ -76,6 +76,8 @@ HELP = {
         "resume": "folder of a run to go on with; with more --trials, also a finished one",
         "allow_changed_space": "resume although space, model or data are not as the run began",
         "storage": "Optuna storage URL; without it, the study is kept in the run's folder",
+        "mlflow": "tracking URI of an MLflow that gets every trial, too: http://127.0.0.1:5000",
+        "wandb": "project of Weights & Biases that gets every trial, too",
         "address": "Ray cluster to join (host:port or auto); without it, Ray starts here",
         "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node",
         "dry_run": "print the space, sample configs and the cost, and start nothing",

@@ -144,8 +144,8 @@ class LiveView:
     def _name(self, run: Run) -> str:
         if run.of is None:
             return f"trial {run.trial}"
-        what = f"trial {run.of}" if run.of else "the default"
-        return f"confirming {what}, seed {run.seed_index} of {self._config.confirm_seeds}"
+        seeds = self._config.confirm_seeds
+        return f"confirming {_confirmed(run.of)}, seed {run.seed_index} of {seeds}"
 
     def _figures(self, run: Run) -> str:
         metric = self._progress.metric
@@ -177,8 +177,10 @@ class LiveView:
         lines.add_column()
         if progress.confirmations:
             lines.add_row("confirm", self._bar(len(progress.confirmed), progress.confirmations))
-            for run in progress.running:
-                lines.add_row("", self._name(run))
+            for of in dict.fromkeys(run.of for run in progress.running):
+                seeds = [run.seed_index for run in progress.running if run.of == of]
+                text = ", ".join(map(str, seeds)) + f" of {self._config.confirm_seeds}"
+                lines.add_row("", f"{_confirmed(of)}, seed{'s' * (len(seeds) > 1)} {text}")
         else:
             lines.add_row("trials", self._bar(progress.ended, self._config.trials))
         if progress.counts:
@@ -221,6 +223,10 @@ class LiveView:
         table.add_row("best loss", *(number(rung.best_loss, "loss") for rung in rungs))
         table.add_row("median", *(number(rung.median_loss, "loss") for rung in rungs))
         return table
+
+
+def _confirmed(of: int | None) -> str:
+    return f"trial {of}" if of else "the default"
 
 
 def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = shutil.get_terminal_size((100, 24)).columns
     for run in runs:
         text = write_all(run, width)
-        if len(runs) == 1:
-            print(text, end="")
-        print(f"Report: {run.report_html}")
+        print(text if len(runs) == 1 else f"Report: {run.report_html}\n", end="")
     if len(runs) > 1:
         out = options.out.expanduser().absolute()
         runs[0].write_atomic(out, comparison_page([load(run) for run in runs]))

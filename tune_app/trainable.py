@@ -115,6 +115,9 @@ class Trial:
             | {
                 "done": report["diverged"] or report["step"] >= self._job.config.steps,
                 "training_iteration": self._reports,
+                "timesteps_total": report[
+                    "step"
+                ],  # what Ray's loggers (TensorBoard's, say) plot against
                 "time_this_iter_s": self._reported - before,
                 "time_total_s": self._reported - self._began,
                 "config": self._config,

@@ -166,6 +166,7 @@ def search(
                 scheduler=build_trial_scheduler(config.scheduler, config.steps),
                 recorder=recorder,
                 stopping=ending,
+                say=live.say,
             )
         finally:
             requeue_unfinished(study)
@@ -217,6 +218,7 @@ def confirm(
         scheduler=FIFOScheduler(),
         recorder=recorder,
         stopping=stopping,
+        say=live.say,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
     )
     _record_end(recorder, machines, ending)
@@ -258,6 +260,14 @@ def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
     return listen
 
 
+def _tracking(config: SearchConfig, run: RunDir, say: Callable[[str], None]) -> list[Any]:
+    if config.mlflow is None and config.wandb is None:
+        return []
+    from tune_app.tracking import tracking_callbacks  # imports what is installed of both
+
+    return tracking_callbacks(config, run, say)
+
+
 def _fit(
     config: SearchConfig,
     run: RunDir,
@@ -269,6 +279,7 @@ def _fit(
     scheduler: TrialScheduler,
     recorder: Recorder,
     stopping: Callable[[], bool],
+    say: Callable[[str], None],
     param_space: dict[str, Any] | None = None,
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
@@ -291,7 +302,7 @@ def _fit(
             name=name,
             storage_path=str(run.ray),
             stop=_EndSearch(stopping, machines.stop_trials),
-            callbacks=[recorder],
+            callbacks=[recorder, *_tracking(config, run, say)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,

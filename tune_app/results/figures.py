@@ -8,13 +8,14 @@ trials is what makes a page slow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from tune_app.results.frames import Results
-from tune_app.results.words import LOGARITHMIC, plural
+from tune_app.results.words import LOGARITHMIC, number, plural
 from tune_app.run_dir import Status
 
 Figure = dict[str, Any]  # id, data, layout, caption, label (what a screen reader says)
@@ -33,13 +34,19 @@ def shade(index: int) -> str:
 
 
 def losses_over(results: Results, name: str, legend: bool = False) -> Figure | None:
-    """Final loss against one hyperparameter, coloured by scheduler; diverged trials at the top."""
+    """Final loss against one hyperparameter, coloured by scheduler; diverged trials at the top.
+
+    Categories stand one below the other, because their names are long.
+    """
     trials = results.searched
     if name not in trials or trials[name].notna().sum() == 0:
         return None
+    axis = _axis(trials[name], name)
+    if (zero := axis.pop("zero", None)) is not None:
+        trials = trials.assign(**{name: trials[name].mask(trials[name].eq(0), zero)})
     kinds = _categories(results, "scheduler")
     shown = trials[trials["eval_loss"].notna() & ~trials["status"].eq(Status.DIVERGED)]
-    low, high, above = _frame(shown["eval_loss"])
+    low, high, above = frame(shown["eval_loss"])
     data = []
     for index, kind in enumerate(kinds or [None]):
         rows = shown if kind is None else shown[shown["scheduler"] == kind]
@@ -57,18 +64,24 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
         data.append(ring)
     if not data:
         return None
-    caption = f"{plural(above, 'trial')} above the frame; double-click to see all." if above else ""
+    losses = {
+        "title": {"text": "validation loss"},
+        "range": [low, high],
+        "showticklabels": not shown.empty,  # all diverged: the height means nothing
+    }
+    axes = {"xaxis": axis, "yaxis": losses}
+    if axis.get("type") == "category":
+        axes = {"xaxis": losses, "yaxis": {**axis, "title": {"text": ""}}}
+        for trace in data:
+            trace["x"], trace["y"] = trace["y"], trace["x"]
     return figure(
         f"over-{name}",
         data,
         f"Final validation loss against {name}",
-        caption,
-        xaxis=_axis(trials[name], name),
-        yaxis={
-            "title": {"text": "validation loss"},
-            "range": [low, high],
-            "showticklabels": not shown.empty,  # all diverged: the height means nothing
-        },
+        f"{plural(above, 'trial')} above the frame; double-click to see all."
+        if legend and above
+        else "",
+        **axes,
         showlegend=legend and len(data) > 1,
     )
 
@@ -82,7 +95,7 @@ def curves(results: Results) -> Figure | None:
         return None
     best = None if results.best is None else int(results.best["trial"])
     groups = [
-        (Status.STOPPED, "stopped early", "--faint", "line-ew-open", 0.7),
+        (Status.STOPPED, "stopped early", "--faint", "line-ns-open", 0.7),
         (Status.FAILED, "failed", "--warn", "square-open", 0.7),
         (Status.INTERRUPTED, "interrupted", "--muted", "circle-open", 0.7),
         (Status.RUNNING, "running", "--c2", "circle-open", 0.8),
@@ -96,16 +109,16 @@ def curves(results: Results) -> Figure | None:
         members = [t for t in by_trial if searched.loc[t, "status"] == status]
         members = [t for t in members if t not in (0, best)]
         if members:
-            data.append(_lines([by_trial[t] for t in members], name, colour, opacity * crowd))
+            line = _lines([by_trial[t] for t in members], name, colour, opacity * crowd)
+            data.append(line | {"showlegend": symbol is None})
         if members and symbol:
-            ends = pd.concat([by_trial[t].tail(1) for t in members])
-            data.append(_ends(ends, name, colour, symbol))
+            data.append(_ends([by_trial[t].tail(1) for t in members], name, colour, symbol))
     for trial, name, colour in ((0, "documented default", "--text"), (best, "best", "--accent")):
         if trial in by_trial and (trial != 0 or best != 0 or name == "best"):
             line = _lines([by_trial[trial]], name, colour, 1.0)
             line["line"] = {"color": colour, "width": 3, "dash": "dot" if trial == 0 else "solid"}
             data.append(line)
-    low, high, _ = _frame(history["eval_loss"], reach=0.97)
+    low, high, _ = frame(history["eval_loss"], reach=0.97)
     return figure(
         "curves",
         data,
@@ -177,7 +190,7 @@ def differences(results: Results) -> Figure | None:
             "title": {"text": "loss, difference from the default"},
             "range": [min(ends) - pad, max(ends) + pad],
         },
-        yaxis={"showgrid": False, "fixedrange": True},
+        yaxis={"showgrid": False, "fixedrange": True, "range": [-0.5, len(rows) - 0.5]},
         shapes=[
             {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1}
             | {"line": {"color": "--text", "width": 2, "dash": "dot"}}
@@ -265,22 +278,14 @@ def _lines(parts: list[pd.DataFrame], name: str, colour: str, opacity: float) ->
     }
 
 
-def _ends(rows: pd.DataFrame, name: str, colour: str, symbol: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": rows["step"].astype(int).to_list(),
-        "y": rows["eval_loss"].to_list(),
-        "customdata": rows["trial"].to_list(),
-        "marker": {"color": colour, "symbol": symbol, "size": 8, "line": {"width": 1.6}},
-        "legendgroup": name,
-        "showlegend": False,
-        "hovertemplate": POINT,
-    }
+def _ends(parts: list[pd.DataFrame], name: str, colour: str, symbol: str) -> dict[str, Any]:
+    """The last points of curves, marked; a line of its own shows in the legend alone."""
+    mark = {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}}
+    trace = _lines(parts, name, colour, 1.0)
+    return trace | {"mode": "lines+markers", "marker": mark, "hovertemplate": POINT}
 
 
-def _frame(losses: pd.Series, reach: float = 0.9) -> tuple[float, float, int]:
+def frame(losses: pd.Series, reach: float = 0.9) -> tuple[float, float, int]:
     """The range of losses worth a look: (low, high, how many lie above).
 
     One trial at loss 17 must not press all others into a line: everything up to the quantile
@@ -289,7 +294,7 @@ def _frame(losses: pd.Series, reach: float = 0.9) -> tuple[float, float, int]:
     if losses.empty:
         return 0.0, 1.0, 0
     low, top = float(losses.min()), float(losses.max())
-    usual = float(losses.quantile(reach))
+    usual = float(losses.quantile(reach, interpolation="higher"))
     high = top if top - low < 2.5 * (usual - low) else usual
     pad = 0.06 * (high - low) or 0.05
     return low - pad, high + pad, int((losses > high + pad).sum())
@@ -307,9 +312,20 @@ def is_log(values: pd.Series, name: str) -> bool:
 
 
 def _axis(values: pd.Series, name: str) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": name}}
+    """Plotly's axis of a hyperparameter; on a log one, `zero` is where a zero is drawn."""
+    axis: dict[str, Any] = {"title": {"text": name}, "exponentformat": "e"}
     if is_log(values, name):
-        return axis | {"type": "log", "dtick": 1, "exponentformat": "power"}
+        numbers = pd.to_numeric(values, errors="coerce")
+        low = math.floor(math.log10(numbers[numbers > 0].min()))
+        ticks = {
+            10.0**k: number(10.0**k, name)
+            for k in range(low, 1 + math.ceil(math.log10(numbers.max())))
+        }
+        zero = 10.0 ** (low - 1)
+        if numbers.eq(0).any():
+            ticks = {zero: "0", **ticks}
+        axis |= {"tickvals": list(ticks), "ticktext": list(ticks.values())}
+        return axis | {"type": "log", "zero": zero}
     if any(isinstance(value, str | bool) for value in values.dropna()):
         return {"type": "category"}
     return axis

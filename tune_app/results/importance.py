@@ -67,21 +67,25 @@ def too_few_trials(results: Results) -> str:
     return f"too few complete trials (have {most}, need {MIN_TRIALS})"
 
 
+def storage_url(results: Results) -> str:
+    """Where Optuna finds the run's study; "" where there is none."""
+    file = results.run.study_db
+    return results.settings.get("storage") or (f"sqlite:///{file}" if file.exists() else "")
+
+
 def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object]]]:
     """The run's study (in `storage` of search.yaml, else in the run's own file), and for each
     parameter its values in the complete trials; early-stopped ones are not complete.
 
     None where there is none, or where it was cut off or is of another version of Optuna.
     """
-    file, values = results.run.study_db, dict[str, list[object]]()
-    if not (results.settings.get("storage") or file.exists()):
+    storage, values = storage_url(results), dict[str, list[object]]()
+    if not storage:
         return None, values
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.load_study(
-            study_name=results.study, storage=results.settings.get("storage") or f"sqlite:///{file}"
-        )
+        study = optuna.load_study(study_name=results.study, storage=storage)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if trial.value is not None and math.isfinite(trial.value):
                 for name, value in trial.params.items():

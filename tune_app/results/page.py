@@ -21,7 +21,7 @@ from tune_app.results import figures as draw
 from tune_app.results.frames import Results, load
 from tune_app.results.importance import importance, too_few_trials
 from tune_app.results.parallel import parallel
-from tune_app.results.summary import by_scheduler
+from tune_app.results.summary import by_scheduler, reproduce
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
     MINUS,
@@ -89,7 +89,7 @@ def report_page(results: Results) -> str:
             hosts=results.hosts,
             table=trial_table(results),
             best_yaml=None if winner is None else best_yaml(results, winner),
-            path=str(results.run.path),
+            reproduce=reproduce(results),
             data=_json({"figures": list(figures.values()), "hover": hover_texts([results])[0]}),
             plotly=_plotly(),
         )
@@ -106,6 +106,7 @@ def comparison_page(several: Sequence[Results]) -> str:
     ]
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = [(key, [config.get(key) for config in configs]) for key in keys]
+    rows = [(key, values) for key, values in rows if any(value is not None for value in values)]
     return (
         _environment()
         .get_template("comparison.html.j2")
@@ -122,6 +123,10 @@ def comparison_page(several: Sequence[Results]) -> str:
                     "settings": results.settings,
                     "tokens": count(float(results.trials["tokens"].sum())),
                     "standing": standing(results),
+                    "losses": [
+                        _losses(results, trial)
+                        for trial in (None if results.best is None else results.best["trial"], 0)
+                    ],
                 }
                 for name, results in zip(names, several, strict=True)
             ],
@@ -133,6 +138,17 @@ def comparison_page(several: Sequence[Results]) -> str:
             plotly=_plotly(),
         )
     )
+
+
+def _losses(results: Results, trial: int | None) -> str:
+    """A trial's confirmed loss with its spread, or the one seed's of the search."""
+    rows = results.confirm[results.confirm["trial"] == trial]
+    if not rows.empty and rows.iloc[0]["seeds"]:
+        row = rows.iloc[0]
+        spread = "" if pd.isna(row["spread"]) else f" \N{PLUS-MINUS SIGN} {row['spread']:.3f}"
+        return f"{number(row['mean'], 'loss')}{spread}, {row['split']}"
+    rows = results.searched[results.searched["trial"] == trial]
+    return number(None if rows.empty else rows.iloc[0]["eval_loss"], "loss")
 
 
 def run_names(several: Sequence[Results]) -> list[str]:
@@ -214,6 +230,11 @@ def _best_values(results: Results) -> list[tuple[str, str]]:
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """(title, figure, remark) of the figures that belong to the answer."""
     best, default = results.best, results.default
+    of = f"of {results.planned} planned" if results.planned else ""
+    trials = ("trials", str(len(results.searched)), standing(results) or of)
+    confirmed = results.confirm.set_index("trial")
+    if best is not None and best["trial"] != 0 and {0, best["trial"]} <= set(confirmed.index):
+        return [*_confirmed_tiles(confirmed.loc[[best["trial"], 0]], results.metric), trials]
     tiles = []
     for title, row in (("best config", best), ("documented default", default)):
         if row is not None and pd.notna(row["eval_loss"]):
@@ -228,8 +249,25 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
                 f"{change / default['eval_loss']:+.1%}".replace("-", MINUS),
             )
         )
-    of = f"of {results.planned} planned" if results.planned else ""
-    tiles.append(("trials", str(len(results.searched)), standing(results) or of))
+    return [*tiles, trials]
+
+
+def _confirmed_tiles(rows: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
+    """Those of a confirmation: what the search saw, with one seed each, is partly luck."""
+    tiles = []
+    for trial, row in rows.iterrows():
+        title = f"trial {trial}" if trial else "documented default"
+        remark = f"{plural(row['seeds'], 'seed')}, {metric} {number(row['metric'], metric)}"
+        spread = "" if pd.isna(row["spread"]) else f"\N{PLUS-MINUS SIGN} {row['spread']:.3f}, "
+        tiles.append(
+            (f"{title}, {row['split']} loss", number(row["mean"], "loss"), spread + remark)
+        )
+    best = rows.iloc[0]
+    if pd.notna(best["difference"]):
+        interval = "one pair of runs"
+        if pd.notna(best["low"]):
+            interval = f"95% interval {signed(best['low'])} to {signed(best['high'])}"
+        tiles.append(("difference", signed(best["difference"]), interval))
     return tiles
 
 
@@ -260,7 +298,8 @@ def _cost(results: Results) -> list[tuple[str, str]]:
         full = [host["occupancy"] for host in results.hosts if host.get("occupancy") is not None]
         if full:
             cost.append(("packs filled", f"{sum(full) / len(full):.0%}"))
-        for key in ("requests", "retries"):
+        swarm = ("requests", "retries") if results.settings.get("backbone") != "local" else ()
+        for key in swarm:
             cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
         waited = sum(host.get("wait_s") or 0 for host in results.hosts)
         cost.append(("waiting for the backbone", duration(float(waited))))

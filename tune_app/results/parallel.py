@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from tune_app.results.figures import POINT, Figure, figure, is_log
+from tune_app.results.figures import POINT, Figure, figure, frame, is_log
 from tune_app.results.frames import Results
 from tune_app.results.words import number
 
 _BINS = 7  # shades of loss
+_LONGEST = 17  # characters of a label; the next axis is not far
 
 
 def parallel(results: Results) -> Figure | None:
@@ -22,7 +23,7 @@ def parallel(results: Results) -> Figure | None:
     if len(rows) < 2 or len(names) < 2:
         return None
     axes = [_scale(rows[name], name) for name in names]
-    axes.append(_scale(rows["eval_loss"], "eval_loss"))
+    axes.append(_loss_scale(rows["eval_loss"]))
     heights = [axis["heights"] for axis in axes]
     rank = rows["eval_loss"].rank(method="first", ascending=False)
     bins = ((rank - 1) * _BINS // len(rows)).astype(int).to_list()  # 0: the worst, drawn first
@@ -45,7 +46,7 @@ def parallel(results: Results) -> Figure | None:
         trace |= {"line": line, "hovertemplate": POINT, "showlegend": False}
         data.append(trace | {"opacity": (0.3 + 0.6 * shade_index / (_BINS - 1)) * crowd})
     labels = [
-        {"x": i, "y": y, "text": text, "showarrow": False, "xanchor": "left", "xshift": 5}
+        {"x": i, "y": y, "text": _short(text), "showarrow": False, "xanchor": "left", "xshift": 5}
         | {"font": {"size": 11}, "bgcolor": "--veil", "borderpad": 1}
         for i, axis in enumerate(axes)
         for y, text in axis["ticks"]
@@ -89,14 +90,23 @@ def _scale(values: pd.Series, name: str) -> dict[str, Any]:
     scaled = numbers.where(numbers > 0).map(math.log10, na_action="ignore") if log else numbers
     low, high = float(scaled.min()), float(scaled.max())
     span = high - low or 1.0
-    turned = name == "eval_loss"  # the best on top
-    heights = [
-        below if pd.isna(v) else (1 - (v - low) / span if turned else (v - low) / span)
-        for v in scaled
-    ]
-    ends = [(0.0, high if turned else low), (1.0, low if turned else high)]
+    heights = [below if pd.isna(v) else (v - low) / span for v in scaled]
+    ends = [(0.0, low), (1.0, high)]
     ticks = [(y, number(10**value if log else value, name)) for y, value in ends]
     return {"heights": heights, "ticks": _missing(ticks, heights, "0" if log else "not set")}
+
+
+def _loss_scale(losses: pd.Series) -> dict[str, Any]:
+    """The axis of the loss: the best on top, and what is out of the frame at the bottom."""
+    low, top = float(losses.min()), float(losses.max())
+    high = min(top, frame(losses)[1])
+    heights = [1 - (min(loss, high) - low) / (high - low or 1.0) for loss in losses]
+    worst = number(high, "loss") + (" or more" if top > high else "")
+    return {"heights": heights, "ticks": [(0.0, worst), (1.0, number(low, "loss"))]}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _missing(

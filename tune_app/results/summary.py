@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 
 import pandas as pd
+from sqlalchemy import make_url
 
 from tune_app.results.frames import Results
-from tune_app.results.importance import importance, too_few_trials
+from tune_app.results.importance import importance, storage_url, too_few_trials
 from tune_app.results.words import (
     DASH,
     count,
@@ -135,7 +137,10 @@ def _confirmation(results: Results, width: int) -> str:
     split = results.confirm["split"].iloc[0]
     header = ["confirmed", "seeds", "valid loss", f"{split} loss", "±", results.metric]
     header.append("against the default")
-    return "\n".join(line[:width] for line in _table(rows, header, right={2, 3, 4, 5}))
+    lines = _table(rows, header, right={2, 3, 4, 5})
+    if max(map(len, lines)) > width:  # the metric stands in the sentence above, too
+        lines = _table([row[:5] + row[6:] for row in rows], header[:5] + header[6:], {2, 3, 4})
+    return "\n".join(line[:width] for line in lines)
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -197,8 +202,8 @@ def host_lines(results: Results) -> list[str]:
         for key, unit in (("rows_per_s", "rows/s"), ("tokens_per_s", "tokens/s")):
             if isinstance(host.get(key), int | float):
                 parts.append(f"{count(host[key])} {unit}")
-        for key in ("requests", "retries"):
-            if isinstance(host.get(key), int | float):
+        for key in ("requests", "retries"):  # of a swarm
+            if isinstance(host.get(key), int | float) and host.get("requests"):
                 parts.append(f"{host[key]:,.0f} {key}")
         if isinstance(host.get("wait_s"), int | float):
             parts.append(f"{duration(host['wait_s'])} waiting for the backbone")
@@ -221,7 +226,6 @@ def _files(results: Results) -> str:
     made = [
         ("trials.csv", "every trial, all hyperparameters and figures"),
         ("history.csv", "every report of every trial"),
-        ("report.html", "the page to look at"),
         ("best.yaml", "the best config, for --config"),
         ("prompts", "the best trial's prompts"),
     ]
@@ -231,21 +235,37 @@ def _files(results: Results) -> str:
 
 
 def next_steps(results: Results) -> list[str]:
-    """Commands that make sense now, one a line."""
-    path = results.run.path
-    steps = [("See", f"python -m tune_app.report {path}")]
+    """Files to open and commands that make sense now, one a line."""
+    steps = [("Report", str(results.run.report_html)), *_dashboards(results)]
+    steps += reproduce(results)
+    longest = max(len(what) for what, _ in steps)
+    return [f"{what + ':':<{longest + 1}} {command}" for what, command in steps]
+
+
+def _dashboards(results: Results) -> list[tuple[str, str]]:
+    """What other programs show of the run; a password in a storage's URL is left out."""
+    storage, settings = storage_url(results), results.settings
+    shown = make_url(storage).render_as_string(hide_password=True) if storage else ""
+    steps = [("Study", shlex.join(["optuna-dashboard", shown]))] if storage else []
+    if results.run.ray.exists():
+        steps.append(("Curves", shlex.join(["tensorboard", "--logdir", str(results.run.ray)])))
+    if settings.get("mlflow"):
+        steps.append(("MLflow", f"{settings['mlflow']}, experiment {results.run.path.name}"))
+    if settings.get("wandb"):
+        steps.append(("W&B", f"project {settings['wandb']}, group {results.run.path.name}"))
+    return steps
+
+
+def reproduce(results: Results) -> list[tuple[str, str]]:
+    """(what for, command) of everything that goes on from this run."""
+    path, steps = results.run.path, list[tuple[str, str]]()
     if results.best is not None:
         steps.append(("Use the prompts", f"python -m tune_app.apply {path}"))
         steps.append(("Train it again", f"python -m tune_app.train --config {path / 'best.yaml'}"))
     if not results.running:
-        more = len(results.searched) < results.planned or Status.INTERRUPTED in results.counts
-        steps.append(
-            ("Go on", f"python -m tune_app.search --resume {path}")
-            if more
-            else (
-                "Search on",
-                f"python -m tune_app.search --resume {path} --trials {2 * results.planned}",
-            )
-        )
-    longest = max(len(what) for what, _ in steps)
-    return [f"{what + ':':<{longest + 1}} {command}" for what, command in steps]
+        resume = f"python -m tune_app.search --resume {path}"
+        if len(results.searched) < results.planned or Status.INTERRUPTED in results.counts:
+            steps.append(("Go on", resume))
+        else:
+            steps.append(("Search on", f"{resume} --trials {2 * results.planned}"))
+    return steps

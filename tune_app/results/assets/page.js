@@ -57,7 +57,12 @@ function drawn(figure, width) {
 
 function draw(figure) {
   const place = document.getElementById("plot-" + figure.id);
-  const { traces, layout } = drawn(figure, place.parentElement.clientWidth);
+  const width = place.parentElement.clientWidth;
+  const { traces, layout } = drawn(figure, width);
+  // On a phone a legend is as many lines as it has entries, which must not eat up the plot.
+  const entries = layout.showlegend ? traces.filter((t) => t.showlegend !== false).length : 0;
+  const above = width < 500 ? 21 * Math.max(0, entries - 2) : 0;
+  place.style.height = (figure.layout.height || 380) + above + "px";
   layout.height = place.clientHeight;
   return Plotly.react(place, traces, layout, { displayModeBar: false, responsive: false });
 }

@@ -1,0 +1,220 @@
+"""--mlflow against a real local server, --wandb offline, and what is said where neither works."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tune_app.checks import check_everything
+from tune_app.config import ConfigError, SearchConfig
+from tune_app.run_dir import RunDir
+from tune_app.tracking import tracking_callbacks
+
+ROOT = Path(__file__).parents[1]
+PROJECT = "prompts"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server with a store of its own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/store.db"]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | quiet,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(address):
+            said = (folder / "log.txt").read_text()
+            assert process.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)  # uvicorn's worker with it
+        process.wait(timeout=30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A real search that tells both of them."""
+    run = RunDir(tmp_path_factory.mktemp("search") / "tracked")
+    flags = "--backbone local --trials 3 --steps 20 --confirm 1 --confirm-seeds 1 --quiet"
+    flags += f" --mlflow {server} --wandb {PROJECT} --out {run.path}"
+    done = subprocess.run(
+        [sys.executable, "-m", "tune_app.search", *flags.split()],
+        cwd=ROOT,
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{server}, experiment tracked" in done.stdout
+    return run
+
+
+def reports(run: RunDir, trial: int) -> list[dict[str, Any]]:
+    return [e for e in run.events() if e["event"] == "report" and e["trial"] == trial]
+
+
+def losses(run: RunDir, trial: int) -> dict[int, float]:
+    return {event["step"]: event["eval_loss"] for event in reports(run, trial)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: RunDir) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("tracked")
+    logged = {
+        int(each.data.params["trial"]): each
+        for each in client.search_runs([experiment.experiment_id])
+    }
+    started = {e["trial"]: e for e in run.events() if e["event"] == "trial_started"}
+
+    assert logged.keys() == started.keys()
+    assert len(logged) == 5  # three of the search, two of the confirmation
+    for trial, each in logged.items():
+        config = {k: str(v) for k, v in started[trial]["config"].items() if v is not None}
+        assert config.items() <= each.data.params.items()
+        assert each.data.params["origin"] == started[trial]["origin"]
+        assert each.info.status == "FINISHED"
+        curve = client.get_metric_history(each.info.run_id, "eval_loss")
+        assert {point.step: point.value for point in curve} == pytest.approx(losses(run, trial))
+        # Only what the trial has reported: none of Ray's counters, no path of this machine.
+        assert each.data.metrics.keys() - {"training_iteration"} <= reports(run, trial)[-1].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
+    for trial in range(3):
+        (file,) = run.ray.glob(f"search/trial-{trial:03d}/wandb/offline-run-*/*.wandb")
+        records = list(wandb_records(file))
+        begun = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+        rows = [
+            {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
+            for r in records
+            if r.WhichOneof("record_type") == "history"
+        ]
+        config = {item.key: item.value_json for item in begun.config.update}
+
+        assert (begun.project, begun.run_group) == (PROJECT, "tracked")
+        assert begun.display_name == f"trial-{trial:03d}"
+        assert json.loads(config["scheduler"]) in ("linear", "cosine", "constant_with_warmup")
+        assert {row["_step"]: row["eval_loss"] for row in rows} == losses(run, trial)
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The records of W&B's own file: LevelDB's log format after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:  # a block's last bytes hold no record
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def refused(**settings: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        check_everything(SearchConfig(backbone="local", **settings))
+    return error.value.messages
+
+
+def test_missing_packages_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("mlflow", "wandb") else found(name, *rest),
+    )
+
+    messages = refused(mlflow="http://127.0.0.1:5000", wandb=PROJECT, trials=0)
+
+    assert "pip install mlflow-skinny" in next(m for m in messages if m.startswith("--mlflow: "))
+    assert "pip install wandb" in next(m for m in messages if m.startswith("--wandb: "))
+    assert any(message.startswith("--trials: ") for message in messages)
+
+
+def test_an_mlflow_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    (message,) = refused(mlflow="http://127.0.0.1:9")  # nobody listens there
+
+    assert message.startswith("--mlflow: no MLflow answers at 'http://127.0.0.1:9': ")
+
+
+def test_wandb_without_an_account_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where an account would be remembered
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    (message,) = refused(wandb=PROJECT)
+
+    assert "wandb login" in message
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_everything(SearchConfig(backbone="local", wandb=PROJECT))
+
+
+def test_a_server_that_dies_does_not_end_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said: list[str] = []
+    config = SearchConfig(mlflow="http://127.0.0.1:9")
+    (callback,) = tracking_callbacks(config, RunDir(tmp_path), said.append)
+    job = {"number": 3, "origin": "suggested", "trial": {"lr": 0.1}}
+    trial = SimpleNamespace(config={"job": job}, trial_id="a")
+
+    callback.setup()
+    callback.log_trial_start(trial)
+    callback.log_trial_result(1, trial, {"step": 4, "eval_loss": 2.0})
+    callback.log_trial_end(trial)
+
+    assert len(said) == 1
+    assert said[0].startswith("MLflow takes no more results, the search goes on without it: ")
+    assert trial.config == {"job": job}
