@@ -22,6 +22,7 @@ from tune_app.checks import check_everything
 from tune_app.config import ConfigError, SearchConfig
 from tune_app.run_dir import RunDir
 from tune_app.tracking import tracking_callbacks
+from tune_app.trial_job import trial_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "prompts"
@@ -123,10 +124,15 @@ def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: R
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
-    for trial in range(3):
-        (file,) = run.ray.glob(f"search/trial-{trial:03d}/wandb/offline-run-*/*.wandb")
+    found = {}
+    for file in run.path.glob("wandb/offline-run-*/*.wandb"):
         records = list(wandb_records(file))
         begun = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+        found[begun.display_name] = (begun, records)
+    trials = {e["trial"] for e in run.events() if e["event"] == "trial_started"}
+    assert found.keys() == {trial_name(trial) for trial in trials}
+    for trial in trials:
+        begun, records = found[trial_name(trial)]
         rows = [
             {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
             for r in records
@@ -135,7 +141,6 @@ def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
         config = {item.key: item.value_json for item in begun.config.update}
 
         assert (begun.project, begun.run_group) == (PROJECT, "tracked")
-        assert begun.display_name == f"trial-{trial:03d}"
         assert json.loads(config["scheduler"]) in ("linear", "cosine", "constant_with_warmup")
         assert {row["_step"]: row["eval_loss"] for row in rows} == losses(run, trial)
 

@@ -85,7 +85,8 @@ def tracking_callbacks(
     if config.wandb is not None:
         # Its processes may be those of an existing Ray cluster, which do not have our environment.
         mode = {"mode": os.environ["WANDB_MODE"]} if "WANDB_MODE" in os.environ else {}
-        callbacks.append(_Wandb(config.wandb, group=run.path.name, **mode))
+        # In the trials' folders, W&B's default, files would be copied before the last are written.
+        callbacks.append(_Wandb(config.wandb, group=run.path.name, dir=str(run.path), **mode))
     for callback in callbacks:
         callback.say = say
     return callbacks
