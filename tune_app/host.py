@@ -52,11 +52,13 @@ class TrialHost:
         warnings.simplefilter("ignore")
         # Imported here: the driver refers to this class and does without torch.
         import torch
+        import torch._dynamo  # a second, which the first optimizer's first step would take
         from transformers import AutoTokenizer
 
         from tune_app.tasks import load_task_data
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)  # the packer's workers have the others
+        self._threads = threads
         self.name, self._config, self._model = name, config, model
         self._data = load_task_data(config, AutoTokenizer.from_pretrained(model))
         self._trials: dict[int, _RunningTrial] = {}
@@ -78,7 +80,9 @@ class TrialHost:
 
         with self._connecting:
             if self._packer is None:
-                self._packer = Packer(open_backbone(self._config, self._model, connection))
+                self._packer = Packer(
+                    open_backbone(self._config, self._model, connection), self._threads
+                )
             return self._packer
 
     def about(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from tune_app.backbones import Backbone
 from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
 
@@ -74,7 +76,12 @@ class Packer:
     that the packer knows how many requests are worth waiting for.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
+        """`threads` of torch compute packs, all that it has now by default. Every other thread of
+        the process gets one from here on: libgomp keeps a pool for each thread that ever used more,
+        and lets the pools' threads sleep between two kernels as soon as there are more of them than
+        processors. A pack of 12 rows of the demo model takes 47 ms then instead of 17.
+        """
         self.backbone, self.counters = backbone, PackCounters()
         self._limits = backbone.limits
         self._waiting: deque[_Pending] = deque()
@@ -83,12 +90,17 @@ class Packer:
         self._pack_s = 0.0  # how long a pack has taken lately
         self._changed = threading.Condition()
         self._closed = False
+        in_flight = self._limits.packs_in_flight
+        share = max(1, (threads or torch.get_num_threads()) // in_flight)
+        ready = threading.Barrier(in_flight + 1)
         self._workers = [
-            threading.Thread(target=self._work, name=f"pack-{i}", daemon=True)
-            for i in range(self._limits.packs_in_flight)
+            threading.Thread(target=self._work, args=(share, ready), name=f"pack-{i}", daemon=True)
+            for i in range(in_flight)
         ]
         for worker in self._workers:
             worker.start()
+        ready.wait()
+        torch.set_num_threads(1)
 
     def run(self, request: Request) -> Answer:
         """The request's answer, as if it had been run alone. Raises its own failure only."""
@@ -118,7 +130,10 @@ class Packer:
         for worker in self._workers:
             worker.join()
 
-    def _work(self) -> None:
+    def _work(self, threads: int, ready: threading.Barrier) -> None:
+        torch.set_num_threads(threads)
+        torch.get_num_threads()  # makes it this thread's own number, whatever is set elsewhere
+        ready.wait()
         while chosen := self._take():
             requests = [pending.request for pending in chosen]
             began = time.monotonic()
