@@ -301,7 +301,7 @@ def _cost(results: Results) -> list[tuple[str, str]]:
         swarm = ("requests", "retries") if results.settings.get("backbone") != "local" else ()
         for key in swarm:
             cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
-        waited = sum(host.get("wait_s") or 0 for host in results.hosts)
+        waited = max(host.get("wait_s") or 0 for host in results.hosts)  # they wait side by side
         cost.append(("waiting for the backbone", duration(float(waited))))
     stopped = results.counts.get(Status.STOPPED, 0)
     if stopped:
