@@ -86,7 +86,7 @@ def test_a_finished_run_is_extended_even_where_its_files_were_cut_off(
         (["--model={other}"], "--model: differs from what the run began with (demo, now"),
         (["--train={train}"], "--train: differs from what the run began with (None, now"),
         (["--steps=9"], "--steps: differs from what the run began with (6, now 9)"),
-        (["--dtype=float64"], "--dtype: differs from what the run began with (float32, now"),
+        (["--dtype=bfloat16"], "--dtype: differs from what the run began with (float32, now"),
     ],
 )
 def test_what_makes_trials_incomparable_is_refused(
