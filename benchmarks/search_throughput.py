@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 from benchmarks import figures, machine
 from benchmarks.arms import ARMS
-from benchmarks.relay import relay
+from benchmarks.relay import free_port, relay
 from benchmarks.workload import Workload, write_data
 from tune_app.private_swarm import private_swarm
 
@@ -168,18 +167,12 @@ def on_swarm(workload: Workload, delay_ms: float = 0.0) -> Iterator[Workload]:
         with private_swarm(workload.model) as swarm:
             yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
         return
-    port = _free_port()
+    port = free_port()
     with (
         relay(to=port, delay_ms=delay_ms) as far_port,
         private_swarm(workload.model, port=port, announce_ports=[far_port]) as swarm,
     ):
         yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_results(out: Path, runs: Sequence[Run], about: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomForCausalLM
 
-from benchmarks.relay import relay
+from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
 from tune_app.config import ConfigError
 from tune_app.private_swarm import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
@@ -86,9 +86,7 @@ def test_two_servers_give_the_local_models_logits(model, connect):
 
 @pytest.mark.swarm
 def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         relay(to=port, delay_ms=100) as relay_port,
         private_swarm(model, port=port, announce_ports=[relay_port]) as swarm,
@@ -118,14 +116,12 @@ def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
         assert packs_in_flight(one_server_here) == 1
     with private_swarm(model, servers=2, threads=1) as chain:
         assert packs_in_flight(chain) == 2
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         relay(to=port, delay_ms=50) as relay_port,
         private_swarm(model, port=port, announce_ports=[relay_port], threads=1) as far,
     ):
-        assert packs_in_flight(far) == 2
+        assert packs_in_flight(far) == 4
 
 
 @pytest.mark.swarm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from benchmarks.relay import free_port
 from tests.tiny_models import write_tiny_model
 from tune_app import cluster, connection
 from tune_app.run_dir import RunDir
@@ -59,12 +59,6 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(connection, "PrivateSwarm", start)
     monkeypatch.setattr(cluster.ray, "init", start)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1pb3yd"

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
+from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
 from tests.trials import MIXED, VOCAB, Trial, make_trial, tensors
 from tune_app.backbones.local import LocalBackbone
@@ -112,6 +114,43 @@ def test_several_packs_are_in_flight_on_a_chain_of_servers(folder, monkeypatch):
     assert {answer.packs.requests for answer in answers} == {4}
     assert traffic.requests - before == 4 * packs
     assert traffic.retries == 0
+
+
+def test_requests_to_a_far_server_fit_into_a_streams_window(folder, monkeypatch):
+    from tune_app.backbones import swarm as module
+
+    monkeypatch.setattr(module, "_STREAM_WINDOW", 256 * 32 * 4)  # 256 tokens of this model
+    specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
+    with (
+        relay(to=(port := free_port()), delay_ms=25) as relay_port,
+        private_swarm(folder, port=port, announce_ports=[relay_port], threads=1) as far,
+    ):
+        backbone = open_swarm(folder, far)
+        try:
+            before = backbone.traffic.requests
+            with torch.no_grad():
+                backbone.blocks(torch.zeros(32, 32, 32), None)
+            assert backbone.traffic.requests - before == 4
+            answers = ask_together(backbone, [make_trial(backbone, spec) for spec in specs])
+        finally:
+            backbone.close()
+    assert backbone.traffic.retries == 0
+    assert_as_alone_in_process(folder, specs, answers)
+
+
+@pytest.mark.parametrize(
+    ("pack", "token_bytes", "request_tokens"),
+    [
+        (4096, 128 * 4, 512),  # the demo model in float32: 256 KiB
+        (1024, 4096 * 2, 128),  # Llama 7B in bfloat16: the window is 32 tokens, 8 requests the most
+        (1024, 32 * 4, 1024),  # all of it fits
+        (1001, 4096 * 2, 126),  # 8 requests, not 9
+    ],
+)
+def test_a_pack_for_far_servers_is_cut(pack, token_bytes, request_tokens):
+    from tune_app.backbones.swarm import tokens_per_request
+
+    assert tokens_per_request(pack, token_bytes) == request_tokens
 
 
 def test_what_petals_client_sends_at_once_is_known():

@@ -41,6 +41,11 @@ _CLIENT = {
 }
 CONNECT_TIMEOUT_S = 25.0
 _FAR_S = 0.02  # round trip; even a busy machine answers itself sooner
+# A stream of libp2p's carries this many bytes before the receiver has to agree to more, which takes
+# a round trip (yamux's first window). Every request has a stream of its own.
+_STREAM_WINDOW = 256 * 2**10
+_FAR_PACKS = 4  # in flight: with 2 the servers wait for a third of the time
+_MOST_REQUESTS = 8  # of a pack that is cut for that: each is a pass of its own for the server
 
 
 class SwarmBackbone:
@@ -80,12 +85,18 @@ class SwarmBackbone:
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
-        # A pack is one request: larger ones only make everybody wait longer for their part of it.
+        # A pack is at most what the servers take in one request: larger ones only make everybody
+        # wait longer for their part of it.
         tokens = request_tokens or PETALS_REQUEST_TOKENS
-        sequential_autograd.MAX_TOKENS_IN_BATCH = tokens
+        far = self._round_trip_s() >= _FAR_S
+        token_bytes = self.hidden_size * self.dtype.itemsize
+        sequential_autograd.MAX_TOKENS_IN_BATCH = (
+            tokens_per_request(tokens, token_bytes) if far else tokens
+        )
+        one_server_here = not far and self._is_one_server_here(peers)
         self.limits = PackLimits(
             tokens_per_pack=tokens,
-            packs_in_flight=1 if self._is_one_server_here(peers) else 2,
+            packs_in_flight=1 if one_server_here else _FAR_PACKS if far else 2,
         )
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -109,15 +120,16 @@ class SwarmBackbone:
         RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
         self._manager.dht.shutdown()
 
+    def _round_trip_s(self) -> float:
+        """To the farthest server that has been asked so far; 0 where none has answered yet."""
+        return max(self._manager.ping_aggregator.to_dict().values(), default=0.0)
+
     def _is_one_server_here(self, peers: Sequence[str]) -> bool:
         """Whether one server on this machine's processors runs all blocks: a second pack in flight
-        then hides neither latency nor another server's work, and halves the first. A relay on this
-        machine is told by its round trip."""
+        then hides neither latency nor another server's work, and halves the first."""
         here = all(peer.startswith(("/ip4/127.", "/ip6/::1/")) for peer in peers)
-        round_trips = self._manager.ping_aggregator.to_dict().values()
-        near = bool(round_trips) and max(round_trips) < _FAR_S
         route = self._manager.make_sequence(0, self.num_blocks, mode="max_throughput")
-        return here and near and len(route) == 1 and not torch.cuda.is_available()
+        return here and len(route) == 1 and not torch.cuda.is_available()
 
     def _count_traffic(self) -> None:
         """Counts what the client asks of servers: its manager hears of each answer and failure,
@@ -153,6 +165,19 @@ class SwarmBackbone:
                         f"{self._model.config.dht_prefix!r}: {error}"
                     ) from error
                 time.sleep(0.5)
+
+
+def tokens_per_request(tokens_per_pack: int, token_bytes: int) -> int:
+    """Padded tokens of one request where the round trip is long: as many as fit into a stream's
+    first window, but no more than `_MOST_REQUESTS` requests for a pack. They travel side by side.
+
+    >>> tokens_per_request(4096, 128 * 4)  # the demo model in float32
+    512
+    >>> tokens_per_request(1024, 4096 * 2)  # Llama 7B in bfloat16: 8 requests of 1 MiB
+    128
+    """
+    least = -(-tokens_per_pack // _MOST_REQUESTS)
+    return min(tokens_per_pack, max(_STREAM_WINDOW // token_bytes, least))
 
 
 class _RemoteBlocks(torch.autograd.Function):
