@@ -81,6 +81,10 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--model", "no_config"], "has no config.json"),
         (["--model", "gpt2_folder"], "Petals serves the model types"),
         (["--peers", PEER], "--peers: nobody answers within 5 s"),
+        (
+            ["--peers", PEER, "--request-tokens", "40"],
+            "make a row of 56; a request to the swarm takes 40 (see --request-tokens).",
+        ),
         (["--out", "used"], "holds another run"),
         (["--space", "bad_range.yaml"], "lower must be below upper"),
         (["--space", "bad_log.yaml"], "must be above 0 for loguniform"),

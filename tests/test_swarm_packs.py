@@ -116,6 +116,31 @@ def test_several_packs_are_in_flight_on_a_chain_of_servers(folder, monkeypatch):
     assert traffic.retries == 0
 
 
+def test_a_request_that_is_sent_again_is_counted(folder, monkeypatch):
+    from tune_app.backbones.swarm import sequential_autograd  # Petals' own, importable after it
+
+    ask, asked = sequential_autograd.run_remote_backward, []
+
+    async def lost_once(*args, **kwargs):
+        asked.append(args)
+        if len(asked) == 1:
+            raise ConnectionError("lost on the way")
+        return await ask(*args, **kwargs)
+
+    with private_swarm(folder, threads=1) as swarm:
+        backbone = open_swarm(folder, swarm)
+        try:
+            trial = make_trial(backbone, MIXED[0])
+            monkeypatch.setattr(sequential_autograd, "run_remote_backward", lost_once)
+            (answer,) = ask_together(backbone, [trial])
+        finally:
+            backbone.close()
+    assert backbone.traffic.retries == answer.packs.retries == 1
+    # Forward, the lost one, and what Petals does then: forward again and backward.
+    assert answer.packs.requests == 4
+    assert_as_alone_in_process(folder, MIXED[:1], [answer])
+
+
 def test_requests_to_a_far_server_fit_into_a_streams_window(folder, monkeypatch):
     from tune_app.backbones import swarm as module
 
