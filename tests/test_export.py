@@ -14,7 +14,9 @@ from tests.trained import CLASSES, train_run
 from tune_app.config import ConfigError, SearchConfig, TrialConfig
 from tune_app.export import export_best
 from tune_app.prompts_folder import read_about, read_weights
-from tune_app.results import load
+from tune_app.results import load, summary
+from tune_app.results.page import report_page
+from tune_app.results.words import exported
 from tune_app.run_dir import RunDir
 
 
@@ -106,6 +108,12 @@ def test_the_confirmed_winner_by_validation_loss(tmp_path):
         "test": {"loss": 1.9, "accuracy": 0.25},
     }
     assert read_weights(run.prompts)["score"].unique().tolist() == [11.0]
+    made = "confirmation run 11 of trial 1, seed 11"
+    assert f"of these very weights: {made}." in (run.prompts / "README.md").read_text()
+    said = f"Exported prompts: test loss 1.900, accuracy 0.250 ({made})."
+    assert exported(load(run)) == said  # the verdict's mean test loss is 1.55
+    assert said in report_page(load(run))
+    assert said in summary(load(run))
 
 
 def test_without_confirmation_the_best_finished_trial(tmp_path):
@@ -120,6 +128,8 @@ def test_without_confirmation_the_best_finished_trial(tmp_path):
     about = read_about(export_best(run))
     assert (about.trial, about.trained_as) == (1, 1)
     assert list(about.metrics) == ["valid"]
+    said = "Exported prompts: validation loss 1.900, accuracy 0.500 (trial 1, seed 1)."
+    assert exported(load(run)) == said
     assert read_weights(run.prompts)["score"].unique().tolist() == [1.0]
 
 
@@ -127,6 +137,7 @@ def test_nothing_to_export(tmp_path):
     run = _searched(tmp_path, {0: (2.0, None, None, "diverged")})
     assert export_best(run) is None
     assert not run.prompts.exists()
+    assert exported(load(run)) == ""
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def test_threads_never_mix_their_lines(run: RunDir):
 
 def test_a_file_is_replaced_whole_or_not_at_all(run: RunDir, monkeypatch: pytest.MonkeyPatch):
     run.write_atomic("best.yaml", "old")
-    run.write_atomic(run.prompts / "prompts.json", b"{}")
+    run.write_atomic(run.prompts_json, b"{}")
     assert run.best_yaml.read_text() == "old"
-    assert (run.prompts / "prompts.json").exists()
+    assert run.prompts_json.exists()
 
     def no_replace(source: object, target: object) -> None:
         raise OSError("disk full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
         assert weights.get_slice("prompt_embeddings").get_shape() == [8, 128]
         assert weights.get_slice("score").get_shape() == [8, 128]
     assert run.report_html.stat().st_size > 100_000
+
+    # The verdict's figures are means over the seeds; these are of the prompts that one gets.
+    evaluate = [sys.executable, "-m", "tune_app.apply", str(run.path), "--evaluate", "--quiet"]
+    evaluated = subprocess.run(
+        [*evaluate, "--backbone", "local"], capture_output=True, text=True, timeout=120
+    )
+    figures = re.fullmatch(r"test: (loss \S+, accuracy \S+) \(\d+ rows\)\n", evaluated.stdout)
+    assert figures, evaluated.stderr
+    said = f"Exported prompts: test {figures[1]} (confirmation run "
+    for place in (done.stdout, run.summary_txt.read_text(), run.report_html.read_text()):
+        assert said in " ".join(place.split())
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def prompts_folder(path: Path) -> Path:
     run = RunDir(path)
     if (run.path / ABOUT).is_file():
         return run.path
-    if (run.prompts / ABOUT).is_file():
+    if run.prompts_json.is_file():
         return run.prompts
     if not run.events_jsonl.is_file():
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tune_app.model_folder import model_folder
 from tune_app.private_swarm import dht_prefix_of
-from tune_app.results.words import number
+from tune_app.results.words import number, trained_by
 from tune_app.trial_config import TrialConfig
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def _results(about: About) -> str:
         lines.append(f"| {split} | {' | '.join(cells)} |")
     unit = "token" if about.task == "causal-lm" else "row"
     lines.append("")
-    lines.append(f"Loss in nats per {unit}, of these very weights.")
+    made = trained_by(about.trial, about.trained_as, about.config.seed)
+    lines.append(f"Loss in nats per {unit}, of these very weights: {made}.")
     if about.class_names:
         lines.append(f"Classes, in the order of the scores: {', '.join(about.class_names)}.")
     return "## Results\n\n" + "\n".join(lines)

@@ -57,6 +57,7 @@ class RunDir:
         self.summary_txt = self.path / "summary.txt"
         self.report_html = self.path / "report.html"
         self.prompts = self.path / "prompts"
+        self.prompts_json = self.prompts / "prompts.json"
         self.ray = self.path / "ray"
         self.lock_file = self.path / "lock"
 

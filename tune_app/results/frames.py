@@ -5,6 +5,7 @@ A loss that is not finite is NaN here, whatever the event says.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Results:
 
     run: RunDir
     settings: dict[str, Any]  # search.yaml; empty where it is missing or was cut off
+    prompts: dict[str, Any]  # prompts.json of the exported prompts; empty before there are any
     configs: dict[int, dict[str, Any]]  # each trial's hyperparameters with their own types
     trials: pd.DataFrame
     history: pd.DataFrame
@@ -129,6 +131,7 @@ def load(run: RunDir) -> Results:
     return Results(
         run=run,
         settings=_settings(run),
+        prompts=_prompts(run),
         configs={trial: dict(start.get("config") or {}) for trial, start in started.items()},
         trials=trials,
         history=history,
@@ -222,6 +225,14 @@ def _settings(run: RunDir) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def _prompts(run: RunDir) -> dict[str, Any]:
+    try:
+        about = json.loads(run.prompts_json.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _sampled(search: dict[str, Any], trials: pd.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ from tune_app.results.words import (
     DASH,
     count,
     duration,
+    exported,
     number,
     plural,
     sampled_values,
@@ -113,6 +114,8 @@ def _verdict(results: Results, width: int) -> str:
     best = results.best
     if best is not None and best["trial"] != 0 and sampled_values(best, results):
         lines.append(f"Best config: {sampled_values(best, results)}")
+    if exported(results):
+        lines.append(exported(results))
     without = results.baseline.get("eval_loss", results.baseline.get("loss"))
     if isinstance(without, int | float):
         lines.append(f"Without any prompt the loss is {number(without, 'loss')}.")

@@ -86,6 +86,28 @@ def sampled_values(row: pd.Series, results: Results) -> str:
     return ", ".join(f"{name} {number(value, name)}" for name, value in values if pd.notna(value))
 
 
+def trained_by(trial: int, trained_as: int, seed: int) -> str:
+    """Which training made a set of prompts."""
+    confirmation = "" if trained_as == trial else f"confirmation run {trained_as} of "
+    return f"{confirmation}trial {trial}, seed {seed}"
+
+
+def exported(results: Results) -> str:
+    """The exported prompts' own figures, which `apply --evaluate` gives again; "" without any.
+
+    The verdict's figures are means over several seeds; these are of the one run that was exported.
+    """
+    about = results.prompts
+    if not about:
+        return ""
+    split = "test" if "test" in about["metrics"] else "valid"
+    values = ", ".join(
+        f"{name} {number(value, name)}" for name, value in about["metrics"][split].items()
+    )
+    made = trained_by(about["trial"], about["trained_as"], about["config"]["seed"])
+    return f"Exported prompts: {'validation' if split == 'valid' else split} {values} ({made})."
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether the best config is better than the documented default.
