@@ -146,6 +146,26 @@ def test_the_command_rebuilds_everything_from_the_events(tmp_path: Path, capsys:
     assert len(set(names)) == 3
 
 
+def test_the_comparison_shows_the_losses_of_the_tables(tmp_path: Path):
+    confirmed = write_run(tmp_path / "confirmed", trials=30, confirm_seeds=3, seed=1)
+    searched = write_run(tmp_path / "searched", trials=30, seed=2)
+    out = tmp_path / "c.html"
+    assert main([str(confirmed.path), str(searched.path), "--out", str(out)]) == 0
+    rows = re.findall(r'<tr><th scope="row"><a .*?</tr>', out.read_text("utf-8"), re.DOTALL)
+    shown = [re.findall(r'<td class="n">(.*?)</td>', row)[:2] for row in rows]
+
+    trials = pd.read_csv(confirmed.trials_csv)
+    runs = trials[trials["origin"] == "confirm"].groupby("of")
+    best = runs["eval_loss"].mean().idxmin()  # chosen by validation, judged on the test split
+    assert best != 0
+    mean, spread = runs["test_loss"].mean(), runs["test_loss"].std()
+    losses = [f"{mean[of]:.3f} ± {spread[of]:.3f}, test" for of in (best, 0)]
+
+    trials = pd.read_csv(searched.trials_csv)
+    finished = trials[trials["status"] == "finished"].set_index("trial")["eval_loss"]
+    assert shown == [losses, [f"{loss:.3f}" for loss in (finished.min(), finished[0])]]
+
+
 def test_all_wrong_folders_are_named_together(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     command = [
