@@ -20,3 +20,11 @@ def commands(page: Path) -> list[str]:
     lines = "\n".join(blocks(page, *SHELLS)).replace("\\\n", " ").splitlines()
     bare = [line.removeprefix("$ ").partition(" #")[0].strip() for line in lines]
     return [line for line in bare if line and not line.startswith("#")]
+
+
+LINES = sorted({line for page in PAGES for line in commands(page)})
+
+
+def lines_of(start: str) -> list[str]:
+    """The pages' lines that begin with this, in alphabetical order."""
+    return [line for line in LINES if re.match(rf"{re.escape(start)}( |$)", line)]

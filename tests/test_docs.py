@@ -1,67 +1,83 @@
-"""Every command in the pages is run, or its flags are parsed; one that is unknown is a mistake."""
+"""Every command in the pages is run to its end, but for those that BY_HAND names with the reason.
+
+They run as they stand, in bash, in the home of a reader who has what the pages name. Replaced is
+what only a reader knows (a peer's address, a port), added are flags that make a search small.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from pages import PAGES, ROOT, SHELLS, blocks, commands
+from pages import LINES, PAGES, ROOT, SHELLS, blocks, lines_of
+from shell import background, shell
 from synthetic_runs import write_run
-from trained import train_run, write_rows
+from tiny_models import write_tiny_model
+from trained import write_rows
 
+from benchmarks.relay import free_port
 from tune_app import apply, report, search, train
 from tune_app.flags import parse_search_args
-from tune_app.results import write_tables
+from tune_app.results import load
 from tune_app.run_dir import RunDir
 
-COMMANDS = sorted({(page.name, line) for page in PAGES for line in commands(page)})
-LINES = sorted({line for _, line in COMMANDS})
-# What needs a network, an empty machine or a shell of its own: page -> how its lines may begin.
-BY_HAND = {
-    "install.md": r"python3\.11 -m venv |\.venv/bin/pip install |uv (sync|run|venv|pip) ?",
-    "your-swarm.md": r"petals_server\(\) \{|HIVEMIND_LOGLEVEL=INFO python -c |\}$|COMMON=",
-    "watching.md": r"\.venv/bin/ray |curl -H |pip install |optuna-dashboard |tensorboard "
-    r"|mlflow server |wandb (login|sync)|export WANDB_MODE=",
+OURS = r"python -m tune_app\.(?!search --(mlflow|wandb) )"
+# The test file -> how the lines begin that it runs.
+RUN = {
+    "test_docs.py": (
+        "make ",
+        OURS,
+        "petals_server",
+        "HIVEMIND_LOGLEVEL=INFO python -c ",
+        r"\}$",
+        "COMMON=",
+        "ray ",
+    ),
+    "test_dashboards.py": (r"\.venv/bin/ray ", "curl ", "optuna-dashboard ", "tensorboard "),
+    "test_tracking.py": (
+        "mlflow server ",
+        r"python -m tune_app\.search --(mlflow|wandb) ",
+        "export WANDB_MODE=offline$",
+    ),
 }
-CHECKED = r"make [a-z]+|python -m tune_app\.(search|train|apply|report|private_swarm)( |$)"
-CHECKED += r"|petals_server |ray (start|get-auth-token)"
-
-
-def of(start: str) -> list[str]:
-    """The lines that begin with this."""
-    return [line for line in LINES if re.match(rf"{re.escape(start)}( |$)", line)]
+# How a line begins -> why no test runs it.
+BY_HAND = {
+    r"python3\.11 -m venv ": "begins an install",
+    r"\.venv/bin/pip install ": "takes gigabytes from a package index, as `make` does in CI",
+    "uv (sync|run|venv|pip)": "takes gigabytes from a package index, and needs uv",
+    "pip install ": "takes a package from an index",
+    "wandb (login|sync)": "needs an account and W&B's servers",
+}
+STARTS = [*(start for starts in RUN.values() for start in starts), *BY_HAND]
+SEARCHES = lines_of("python -m tune_app.search")
+DRY = [line for line in SEARCHES if "--dry-run" in line]
+FIRST = "python -m tune_app.search --train reviews.csv --text-column text --label-column stars"
+REAL = [line for line in SEARCHES if re.match(OURS, line) and line not in (*DRY, FIRST)]
+SMALL = "--steps 2 --batch-size 2 --confirm 0 --quiet"
+PEER = "/ip4/10.1.2.3/tcp/31337/p2p/12D3KooW..."
+ADDRESS = "10.1.2.3:6379"
 
 
 def arguments(line: str) -> list[str]:
     """What follows the command's name, without what a shell redirects."""
     words = shlex.split(line.partition(" < ")[0])
-    return words[words.index("-m") + 2 :] if "-m" in words else words[1:]
+    return words[words.index("-m") + 2 :]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the files that the pages name."""
-    for name in ("reviews", "a", "b"):
-        run = write_run(tmp_path / "runs" / name, confirm_seeds=2)
-        write_tables(RunDir(run.path))
-    write_rows(tmp_path / "reviews.csv", 0, 30)
-    page = ROOT / "docs" / "your-space.md"
-    (tmp_path / "my_space.yaml").write_text(blocks(page, "yaml")[0])
-    (tmp_path / "my_space.py").write_text(blocks(page, "python")[0])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_is_run_by_one_test_or_by_hand(line: str) -> None:
+    assert sum(bool(re.match(start, line)) for start in STARTS) == 1
 
 
-@pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_a_command_is_known(page: str, line: str) -> None:
-    assert re.match(CHECKED, line) or re.match(BY_HAND.get(page, "never"), line), line
+@pytest.mark.parametrize("start", STARTS)
+def test_the_lists_name_what_the_pages_have(start: str) -> None:
+    assert any(re.match(start, line) for line in LINES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -71,46 +87,142 @@ def test_blocks_are_shell(page: Path) -> None:
         assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.parametrize("line", of("python -m tune_app.search"))
-def test_flags_of_a_search_are_right(folder: Path, line: str, capsys) -> None:
-    given = arguments(line)
-    if "--help" in given:
-        with pytest.raises(SystemExit, match="0"):
-            parse_search_args(given)
-    elif "--dry-run" in given:
-        assert search.main(given) == 0, capsys.readouterr().err
-        assert "Nothing has been started." in capsys.readouterr().out
-    else:
-        parse_search_args(given)
-
-
-@pytest.mark.parametrize("line", of("python -m tune_app.train"))
-def test_flags_of_train_are_right(folder: Path, line: str) -> None:
-    _, trial = train.parse_train_args(arguments(line))
-    assert not trial.check()
-
-
-@pytest.mark.parametrize("line", of("python -m tune_app.report"))
-def test_report_commands_run(folder: Path, line: str, capsys) -> None:
-    assert report.main(arguments(line)) == 0, capsys.readouterr().err
+@pytest.mark.parametrize("line", lines_of("make"))
+def test_make_knows_the_target(line: str) -> None:
+    """CI installs and tests by `make check`; the search that then starts, test_search runs."""
+    assert "python -m " in shell(line.replace("make", "make -n"), ROOT)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the run, on a tiny model, that the pages apply."""
-    folder = tmp_path_factory.mktemp("docs")
-    train_run(folder).rename(folder / "reviews")
-    (folder / "runs").mkdir()
-    (folder / "reviews").rename(folder / "runs" / "reviews")
-    for name in ("reviews-2025.csv", "more.csv"):
-        write_rows(folder / name, 300, 6)
-    (folder / "lines.txt").write_text("wing nest\nroot bark\n")
-    return folder
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's home, where the lines are typed: the model, the data and the spaces they name."""
+    home = tmp_path_factory.mktemp("home")
+    write_tiny_model("llama", home / "models" / "Llama-2-7b-hf")
+    for name, first, count in (("reviews", 0, 60), ("reviews-2025", 300, 6), ("more", 300, 6)):
+        rows = write_rows(home / f"{name}.csv", first, count)
+        rows.write_text(rows.read_text().replace("label", "stars", 1))
+    for name, first, count in (("train", 0, 40), ("valid", 100, 12), ("test", 200, 12)):
+        rows = pd.read_csv(write_rows(home / f"{name}.csv", first, count))
+        rows.to_json(home / f"{name}.jsonl", orient="records", lines=True)
+    (home / "handbook.txt").write_text((ROOT / "README.md").read_text())
+    (home / "lines.txt").write_text("wing nest\nroot bark\n")
+    page = ROOT / "docs" / "your-space.md"
+    (home / "my_space.yaml").write_text(blocks(page, "yaml")[0])
+    (home / "my_space.py").write_text(blocks(page, "python")[0])
+    for name in ("a", "b"):
+        write_run(home / "runs" / name, confirm_seeds=2)
+    return home
 
 
-@pytest.mark.parametrize("line", of("python -m tune_app.apply"))
-def test_apply_commands_run(trained: Path, line: str, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(trained)
+def run_search(line: str, home: Path, **more: str) -> None:
+    """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
+
+    A line without --peers runs in process: the private swarm that it would start, test_search has.
+    """
+    trials = 3 if "--trials" in line else 2
+    small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
+    if "--peers" not in line:
+        small += " --backbone local"
+    said = shell(small, home, {"HOME": str(home), **more})
+    (folder,) = re.findall(r"(?m)^Report: +(/.*)/report\.html$", said)
+    run = RunDir(folder)
+    counts = load(run).counts
+    assert sum(counts.values()) == trials
+    assert counts.keys() <= {"finished", "stopped"}
+    assert (run.prompts / "prompts.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def reviews(home: Path) -> Path:
+    """The home with runs/reviews, the finished search that other lines start from."""
+    assert FIRST in SEARCHES
+    run_search(f"{FIRST} --model ~/models/Llama-2-7b-hf --out runs/reviews", home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def peer(home: Path) -> Iterator[str]:
+    """An address of the swarm that the lines of your-swarm.md start, each with one block of two."""
+    page = ROOT / "docs" / "your-swarm.md"
+    (block,) = [block for block in blocks(page, "bash") if "petals_server()" in block]
+    definitions = block[: block.index("#")]
+    others, first = lines_of("petals_server")
+    here = {"HOME": str(home), "HTTPS_PROXY": "http://127.0.0.1:9"}  # no index is asked
+    started = r"Running a server on \['(\S+)'(?s:.*) Started"
+
+    def near(line: str, blocks: str) -> str:
+        line = re.sub(r"--block_indices \S+", f"--block_indices {blocks}", line)
+        place = rf"/ip4/127.0.0.1/tcp/{free_port()}"
+        return definitions + re.sub(r"/ip4/[\d.]+/tcp/\d+(?= )", place, line)
+
+    with (
+        background(near(first, "0:1"), home, started, here) as one,
+        background(near(others.replace(PEER, one[1]), "1:2"), home, started, here),
+    ):
+        yield one[1]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(home: Path) -> Iterator[str]:
+    """The address of the two nodes that the lines of ray-cluster.md start, with a token."""
+    show, generate = lines_of("ray get-auth-token")
+    here = {"HOME": str(home), "RAY_AUTH_MODE": "token"}
+    shell(generate, home, here)
+    assert shell(show, home, here).strip() == (home / ".ray" / "auth_token").read_text()
+    others, head = lines_of("ray start")
+    address = f"127.0.0.2:{free_port()}"  # Ray puts an outside address in the place of 127.0.0.1
+    head = head.replace("6379", address.partition(":")[2]) + " --node-ip-address=127.0.0.2"
+    others = others.replace(ADDRESS, address) + " --node-ip-address=127.0.0.3"
+    started, small = "Ray runtime started", "--num-cpus=1 --block"
+    with (
+        background(f"{head} --include-dashboard=false {small}", home, started, here),
+        background(f"{others} {small}", home, started, here),
+    ):
+        yield address
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=[pytest.mark.swarm] * ("--peers" in line)) for line in REAL],
+)
+def test_a_search_runs(line: str, home: Path, request: pytest.FixtureRequest) -> None:
+    more = {}
+    if "--resume" in line:
+        request.getfixturevalue("reviews")
+    if "--peers" in line:
+        line = line.replace(PEER, request.getfixturevalue("peer"))
+        line = line.replace("runs/reviews", "runs/on-the-swarm")
+    if "--address" in line:
+        line = line.replace(ADDRESS, request.getfixturevalue("ray_cluster"))
+        line, more = line.replace("/shared/", "shared/"), {"RAY_AUTH_MODE": "token"}
+    run_search(line, home, **more)
+
+
+@pytest.mark.parametrize("line", DRY)
+def test_a_dry_run_starts_nothing(line: str, home: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(home)
+    assert search.main(arguments(line)) == 0, capsys.readouterr().err
+    assert "Nothing has been started." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", lines_of("python -m tune_app.train"))
+def test_train_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(reviews)
+    assert train.main([*arguments(line), "--steps=2"]) == 0, capsys.readouterr().err
+    assert "test loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", lines_of("python -m tune_app.report"))
+def test_report_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(reviews)
+    assert report.main(arguments(line)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", lines_of("python -m tune_app.apply"))
+def test_apply_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(reviews)
     with open(line.partition(" < ")[2] or "lines.txt") as lines:
         monkeypatch.setattr(sys, "stdin", lines)
         assert apply.main(arguments(line)) == 0, capsys.readouterr().err
@@ -118,47 +230,12 @@ def test_apply_commands_run(trained: Path, line: str, monkeypatch, capsys) -> No
 
 
 @pytest.mark.swarm
-@pytest.mark.parametrize("line", of("python -m tune_app.private_swarm"))
-def test_private_swarm_commands_start_and_stop(line: str) -> None:
-    given = arguments(line)
-    words = ["--servers", "1", "--device", "cpu", "--replicas", "1"]
-    told = [word for word in given if word.startswith("--")]
-    assert set(told) <= set(words), told
-    command = [sys.executable, "-m", "tune_app.private_swarm", "tune_app/demo/model", *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            shown = ""
-            deadline = time.monotonic() + 100
-            while "Ctrl-C" not in shown and time.monotonic() < deadline:
-                shown += process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
-    (search_line,) = re.findall(r"python -m tune_app\.search .*", shown)
-    assert parse_search_args(arguments(search_line)).peers
-
-
-@pytest.mark.parametrize("line", of("petals_server"))
-def test_flags_of_petals_exist(line: str) -> None:
-    page = (ROOT / "docs" / "your-swarm.md").read_text()
-    (common,) = re.findall(r'COMMON="(.*)"', page)
-    package = importlib.util.find_spec("petals")
-    assert package is not None
-    assert package.origin is not None
-    source = (Path(package.origin).parent / "cli" / "run_server.py").read_text()
-    for flag in re.findall(r"--\w+", f"{line} {common}"):
-        assert re.search(rf"['\"]{flag}['\"]", source), flag
-
-
-@pytest.mark.parametrize("line", of("ray start") + of("ray get-auth-token"))
-def test_ray_commands_exist(line: str) -> None:
-    from ray.scripts.scripts import cli
-
-    command = cli.commands[shlex.split(line)[1]]
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert set(re.findall(r"--[\w-]+", line)) <= options
+@pytest.mark.parametrize("line", lines_of("python -m tune_app.private_swarm"))
+def test_a_private_swarm_starts_and_names_the_search(line: str, home: Path) -> None:
+    here = {"HOME": str(home)}
+    ready = r"(python -m tune_app\.search .*)\n(?s:.*)Ctrl-C ends the swarm"
+    with background(f"{line} --device cpu", home, ready, here) as said:
+        assert parse_search_args(arguments(said[1])).peers
 
 
 def test_the_excerpt_of_the_readme_is_of_the_recording() -> None:

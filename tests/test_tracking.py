@@ -4,87 +4,49 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
 import struct
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pages import lines_of
+from shell import background, shell
 
+from benchmarks.relay import free_port
 from tune_app.checks import check_everything
 from tune_app.config import ConfigError, SearchConfig
 from tune_app.run_dir import RunDir
 from tune_app.tracking import tracking_callbacks
 from tune_app.trial_job import trial_name
 
-ROOT = Path(__file__).parents[1]
-PROJECT = "prompts"
+PROJECT = "prompt-tuning"
+SEARCH = "python -m tune_app.search"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server with a store of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/store.db"]
+    """The address of the MLflow server that the page's line starts, with a store of its own."""
+    (line,) = lines_of("mlflow server")
+    line = line.replace("--port 5000", f"--port {free_port()} --workers 1")
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | quiet,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(address):
-            said = (folder / "log.txt").read_text()
-            assert process.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, 15)  # uvicorn's worker with it
-        process.wait(timeout=30)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    ready = r"Uvicorn running on (http://\S+)"
+    with background(line, tmp_path_factory.mktemp("mlflow"), ready, quiet) as started:
+        yield started[1]
 
 
 @pytest.fixture(scope="module")
 def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A real search that tells both of them."""
-    run = RunDir(tmp_path_factory.mktemp("search") / "tracked")
-    flags = "--backbone local --trials 3 --steps 20 --confirm 1 --confirm-seeds 1 --quiet"
-    flags += f" --mlflow {server} --wandb {PROJECT} --out {run.path}"
-    done = subprocess.run(
-        [sys.executable, "-m", "tune_app.search", *flags.split()],
-        cwd=ROOT,
-        env=os.environ | {"WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{server}, experiment tracked" in done.stdout
-    return run
+    """A real search that tells both of them: the page's two lines in one."""
+    folder = tmp_path_factory.mktemp("search")
+    (offline,) = lines_of("export WANDB_MODE=offline")
+    (line,), (more,) = lines_of(f"{SEARCH} --mlflow"), lines_of(f"{SEARCH} --wandb")
+    line = line.replace("http://127.0.0.1:5000", server) + more.removeprefix(SEARCH)
+    small = "--backbone local --trials 3 --steps 20 --confirm 1 --confirm-seeds 1 --quiet"
+    said = shell(f"{offline}\n{line} {small}", folder)
+    assert f"{server}, experiment first" in said
+    return RunDir(folder / "runs" / "first")
 
 
 def reports(run: RunDir, trial: int) -> list[dict[str, Any]]:
@@ -101,7 +63,7 @@ def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: R
     from mlflow import MlflowClient
 
     client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("tracked")
+    experiment = client.get_experiment_by_name("first")
     logged = {
         int(each.data.params["trial"]): each
         for each in client.search_runs([experiment.experiment_id])
@@ -125,7 +87,8 @@ def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: R
 @pytest.mark.timeout(400)
 def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
     found = {}
-    for file in run.path.glob("wandb/offline-run-*/*.wandb"):
+    (sync,) = lines_of("wandb sync")  # takes the folders that the search has left
+    for file in run.path.parents[1].glob(f"{sync.split()[-1]}/*.wandb"):
         records = list(wandb_records(file))
         begun = next(r.run for r in records if r.WhichOneof("record_type") == "run")
         found[begun.display_name] = (begun, records)
@@ -140,7 +103,7 @@ def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
         ]
         config = {item.key: item.value_json for item in begun.config.update}
 
-        assert (begun.project, begun.run_group) == (PROJECT, "tracked")
+        assert (begun.project, begun.run_group) == (PROJECT, "first")
         assert json.loads(config["scheduler"]) in ("linear", "cosine", "constant_with_warmup")
         assert {row["_step"]: row["eval_loss"] for row in rows} == losses(run, trial)
 

@@ -1,0 +1,71 @@
+"""Lines of the pages as a reader types them: in bash, on this machine, with this Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pages import ROOT
+
+_PATHS = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # as in an activated .venv
+    "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+}
+
+
+def shell(script: str, folder: Path, more: Mapping[str, str] | None = None) -> str:
+    """What a script prints, which must succeed. `more`: environment on top of this process's."""
+    done = subprocess.run(
+        ["bash", "-ec", script],
+        cwd=folder,
+        env=os.environ | _PATHS | (more or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def background(
+    script: str,
+    folder: Path,
+    until: str,
+    more: Mapping[str, str] | None = None,
+    timeout_s: float = 100,
+) -> Iterator[re.Match[str]]:
+    """A script that runs on; yields what `until` finds in its output. Ended with all it started."""
+    log = folder / f"log-{time.monotonic_ns()}.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=folder,
+            env=os.environ | _PATHS | (more or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not (found := re.search(until, log.read_text())):
+            assert process.poll() is None, f"{script}\n{log.read_text()}"
+            assert time.monotonic() < deadline, f"{script}\n{log.read_text()}"
+            time.sleep(0.1)
+        yield found
+    finally:
+        process.terminate()  # it alone: Ray says good-bye to processes of its own
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
