@@ -2,19 +2,21 @@
 
 import json
 import re
-import shlex
-import struct
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlencode
 
-import optuna
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from pages import lines_of
+from shell import background, shell
 
+from benchmarks.relay import free_port
 from tune_app.live import token_command
 from tune_app.results import load
 from tune_app.results.summary import next_steps
@@ -91,7 +93,10 @@ def test_figures_arrive_at_the_metrics_endpoint(search: Search) -> None:
     def exported() -> dict[str, str] | None:
         found = {}
         for address in search.ask("/api/prometheus/sd")[0]["targets"]:
-            with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+            with (
+                suppress(URLError),  # one that is named before it listens
+                urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer,
+            ):
                 for line in answer.read().decode().splitlines():
                     if match := re.match(r"ray_tune_app_(\w+)\{(.*)\} (\S+)$", line):
                         found[match[1]] = f"{match[2]} = {match[3]}"
@@ -107,40 +112,58 @@ def test_figures_arrive_at_the_metrics_endpoint(search: Search) -> None:
     assert 0 < float(figures["eval_loss"].split(" = ")[1]) < 1000
 
 
-def test_tensorboard_reads_the_curves(search: Search) -> None:
-    def curve() -> dict[int, float]:
-        points = {}
-        for file in search.run.ray.glob("*/trial-000/events.out.tfevents.*"):
-            for event in tensorboard_events(file):
-                for value in event.summary.value:
-                    if value.tag == "ray/tune/eval_loss":
-                        points[event.step] = value.simple_value
-        return points
+def test_the_lines_of_the_page_print_the_token_and_the_endpoints(
+    search: Search, tmp_path: Path
+) -> None:
+    (show,), (curl,) = lines_of(".venv/bin/ray"), lines_of("curl")
+    search.ask("/logical/actors")  # the dashboard is up
+    curl = curl.replace("http://127.0.0.1:8265", search.dashboard)
 
-    points = search.wait_for(curve)
+    assert shell(show.replace(".venv/bin/", ""), tmp_path).strip() == search.token
+    (answer,) = json.loads(shell(curl.replace(".venv/bin/", ""), tmp_path))
+    assert answer["targets"]
+
+
+def test_tensorboard_shows_the_curves(search: Search, tmp_path: Path) -> None:
+    (line,) = lines_of("tensorboard")
+    line = line.replace("runs/first", str(search.run.path)) + f" --port {free_port()}"
+
+    with background(line, tmp_path, r"at (http://localhost:\d+)") as started:
+
+        def curve() -> dict[int, float]:
+            points = {}
+            for run in fetch(f"{started[1]}/data/runs"):
+                if run.endswith("/trial-000"):
+                    query = urlencode({"run": run, "tag": "ray/tune/eval_loss"})
+                    points = fetch(f"{started[1]}/data/plugin/scalars/scalars?{query}")
+            return {step: loss for _, step, loss in points}
+
+        points = search.wait_for(curve)
 
     reported = [e for e in search.run.events() if e["event"] == "report" and e["trial"] == 0]
     losses = {event["step"]: event["eval_loss"] for event in reported[: len(points)]}
     assert points == pytest.approx(losses, rel=1e-5)
 
 
-def test_the_study_can_be_opened_while_the_search_runs(search: Search) -> None:
+def test_optuna_dashboard_shows_the_study_while_the_search_runs(
+    search: Search, tmp_path: Path
+) -> None:
     search.wait_for(search.run.study_db.exists)
+    (line,) = lines_of("optuna-dashboard")
+    line = line.replace("runs/first", str(search.run.path))
+    (told,) = [step for step in next_steps(load(search.run)) if "optuna-dashboard" in step]
 
-    (line,) = [line for line in next_steps(load(search.run)) if "optuna-dashboard" in line]
-    study = optuna.load_study(study_name=STUDY_NAME, storage=shlex.split(line)[-1])
+    assert told.endswith(line)
+    with background(f"{line} --port {free_port()}", tmp_path, r"(http://\S+)/") as started:
+        (study,) = fetch(f"{started[1]}/api/studies")["study_summaries"]
+        detail = fetch(f"{started[1]}/api/studies/{study['study_id']}?after=0")
 
-    assert study.direction.name == "MINIMIZE"
-    assert study.trials[0].user_attrs["config"]["lr"] == 1e-3
+    assert study["study_name"] == STUDY_NAME
+    assert study["directions"] == ["minimize"]
+    assert [p["param_external_value"] for p in detail["trials"][0]["params"] if p["name"] == "lr"]
 
 
-def tensorboard_events(file: Path) -> Iterator[Event]:
-    """The events of a TFRecord file: length (8 bytes), checksum (4), event, checksum (4)."""
-    content, start = file.read_bytes(), 0
-    while start + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        record = content[start + 12 : start + 12 + length]
-        if len(record) < length:
-            return  # still being written
-        yield Event.FromString(record)
-        start += 16 + length
+def fetch(address: str):
+    """The JSON that a dashboard without a token answers with."""
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return json.load(answer)
