@@ -22,7 +22,7 @@ from tune_app.results import load, summary, write_tables
 from tune_app.results.confirmation import confirmation
 from tune_app.results.importance import MIN_TRIALS, importance
 from tune_app.results.summary import next_steps
-from tune_app.results.words import count, duration, number, verdict
+from tune_app.results.words import DASH, count, duration, number, verdict, with_spread
 from tune_app.run_dir import RunDir, Status
 
 SHAPES = {
@@ -347,6 +347,7 @@ def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):
         (0.012, "lr", "1.2e-2"),
         (0.001, "lr", "1e-3"),
         (0, "weight_decay", "0"),
+        (0, "accuracy", "0.000"),
         (1.7421, "eval_loss", "1.742"),
         (16.9, "eval_loss", "16.900"),
         (math.nan, "eval_loss", "\N{EN DASH}"),
@@ -361,6 +362,12 @@ def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):
 )
 def test_numbers_read_well(value: object, name: str, text: str):
     assert number(value, name) == text
+
+
+def test_a_spread_has_the_digits_of_its_mean():
+    assert with_spread(2.0642, 4.6e-4) == "2.064 ± 0.000"
+    assert with_spread(2.0642, math.nan) == "2.064"
+    assert with_spread(math.nan, math.nan) == DASH
 
 
 def test_amounts_read_well():

@@ -34,6 +34,7 @@ from tune_app.results.words import (
     signed,
     standing,
     verdict,
+    with_spread,
 )
 from tune_app.run_dir import RunDir, Status
 
@@ -147,8 +148,7 @@ def _losses(results: Results, trial: int | None) -> str:
     rows = results.confirm[results.confirm["trial"] == trial]
     if not rows.empty and rows.iloc[0]["seeds"]:
         row = rows.iloc[0]
-        spread = "" if pd.isna(row["spread"]) else f" \N{PLUS-MINUS SIGN} {row['spread']:.3f}"
-        return f"{number(row['mean'], 'loss')}{spread}, {row['split']}"
+        return f"{with_spread(row['mean'], row['spread'])}, {row['split']}"
     rows = results.searched[results.searched["trial"] == trial]
     return number(None if rows.empty else rows.iloc[0]["eval_loss"], "loss")
 
@@ -282,7 +282,7 @@ def _confirm_rows(results: Results) -> list[list[str]]:
                 "default" if row.trial == 0 else f"trial {row.trial}",
                 f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
                 number(row.valid, "loss"),
-                f"{number(row.mean, 'loss')} ± {number(row.spread, 'loss')}",
+                with_spread(row.mean, row.spread),
                 number(row.metric, results.metric),
                 "" if pd.isna(row.difference) else signed(row.difference),
                 interval,

@@ -131,7 +131,7 @@ def _confirmation(results: Results, width: int) -> str:
             str(row.seeds) + (f" ({row.failed} failed)" if row.failed else ""),
             number(row.valid, "loss"),
             number(row.mean, "loss"),
-            number(row.spread, "loss"),
+            DASH if pd.isna(row.spread) else f"{row.spread:.3f}",
             number(row.metric, results.metric),
             _difference(row.difference, row.low, row.high),
         ]

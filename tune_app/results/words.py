@@ -27,7 +27,7 @@ def number(value: Any, name: str = "") -> str:
         return "yes" if value else "no"
     value = float(value)
     if value == 0:
-        return "0"
+        return "0.000" if name.endswith(("loss", "accuracy")) else "0"
     if name in LOGARITHMIC or abs(value) < 1e-3 or abs(value) >= 1e7:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -186,7 +186,7 @@ def _confirmed(results: Results, best: int) -> Verdict | None:
     row = rows.loc[best]
     seeds, split = plural(int(row["seeds"]), "fresh seed"), row["split"]
     reached = (
-        f"on the {split} split it reaches a mean loss of {_spread(row['mean'], row['spread'])}"
+        f"on the {split} split it reaches a mean loss of {with_spread(row['mean'], row['spread'])}"
     )
     if pd.notna(row["metric"]):
         reached += f" ({results.metric} {number(row['metric'], results.metric)})"
@@ -202,8 +202,8 @@ def _confirmed(results: Results, best: int) -> Verdict | None:
     default = rows.loc[0]
     compared = (
         f"Trained again with {seeds}, trial {best} has the lowest validation loss; {reached}, the "
-        f"documented default {_spread(default['mean'], default['spread'])}: a paired difference of "
-        f"{signed(row['difference'])}"
+        f"documented default {with_spread(default['mean'], default['spread'])}: "
+        f"a paired difference of {signed(row['difference'])}"
     )
     if row["difference"] >= 0:
         return Verdict("no", "No better than the default", f"{compared}.")
@@ -223,5 +223,6 @@ def _confirmed(results: Results, best: int) -> Verdict | None:
     )
 
 
-def _spread(mean: float, spread: float) -> str:
-    return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
+def with_spread(mean: float, spread: float) -> str:
+    """`1.893 ± 0.029` of a loss over the seeds; the mean alone where there was one seed."""
+    return number(mean, "loss") + ("" if pd.isna(spread) else f" ± {spread:.3f}")
