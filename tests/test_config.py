@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +150,7 @@ def test_resume_takes_the_settings_of_the_run(tmp_path):
     column=st.none() | st.text(min_size=1).filter(str.isprintable),
 )
 def test_yaml_round_trip(tmp_path_factory, lr, trials, budget, column):
-    trial = asdict(TrialConfig(lr=lr))
+    trial = TrialConfig(lr=lr).to_dict()
     config = SearchConfig(
         trials=trials, time_budget=budget, text_column=column, trial=trial, peers=(PEER,)
     )
@@ -269,3 +269,36 @@ def test_schedulers_are_those_of_transformers():
             assert set(arguments) == set(code.co_varnames[: code.co_argcount]) - {
                 "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch",
             }  # fmt: skip
+
+
+def test_changes_on_the_way_are_values_like_any_others():
+    given = {"lr": "1e-2", "steps": 20, "changes": [[8, "lr", "1e-3"], [12, "scheduler", "cosine"]]}
+    trial = TrialConfig.from_dict(given)
+    assert trial.changes == ((8, "lr", 1e-3), (12, "scheduler", "cosine"))
+    assert trial.check() == []
+    assert TrialConfig.from_dict(trial.to_dict()) == trial
+    assert trial.at(7) == replace(trial, changes=())
+    assert trial.at(8) == replace(trial, changes=(), lr=1e-3)
+    assert (trial.at(19).lr, trial.at(19).scheduler) == (1e-3, "cosine")
+    assert list(trial.phases()) == [0, 8, 12]
+    assert "changes" not in TrialConfig().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([[4, "batch_size", 2]], "'batch_size' cannot change while a trial trains"),
+        ([[4, "warmup_step", 2]], "Did you mean 'warmup_steps'?"),
+        ([[4, "lr", "fast"]], "must be a finite number, got 'fast'"),
+        ([[4, "lr"]], "must be a list of [step, name, value], got [4, 'lr']"),
+        ("lr", "must be a list of [step, name, value], got 'lr'"),
+        ([[100, "lr", 1.0]], "changes: must be after steps 1 to 99, got 100."),
+        ([[4, "lr", -1.0]], "changes after step 4: lr: must be above 0, got -1.0."),
+        ([[4, "power", 2.0]], "scheduler 'linear' does not take it"),
+    ],
+)
+def test_mistakes_in_changes_are_found(changes, said):
+    assert any(
+        said in message
+        for message in check_search_config(SearchConfig(trial={"changes": changes}, steps=100))
+    )

@@ -124,7 +124,7 @@ class SearchConfig:
     def to_yaml(self) -> str:
         """The config as YAML for --config: all keys except those of one call (`ONE_CALL_ONLY`).
 
-        best.yaml is `dataclasses.replace(config, trial=asdict(best)).to_yaml()`.
+        best.yaml is `dataclasses.replace(config, trial=best.to_dict()).to_yaml()`.
         """
         settings = {k: v for k, v in asdict(self).items() if k not in ONE_CALL_ONLY}
         settings["peers"] = list(self.peers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
@@ -61,3 +61,25 @@ def build_scheduler(
     if config.scheduler == "inverse_sqrt":
         return build(optimizer, warmup, **own)
     return build(optimizer, warmup, length, **own)
+
+
+def change(
+    optimizer: torch.optim.Optimizer, config: TrialConfig, step: int
+) -> LRScheduler | ReduceLROnPlateau:
+    """Lets the optimizer go on by `config`, after `step` steps, with the moments that it has.
+
+    The schedule that comes back stands where it would had it run by `config` from the beginning.
+    A plateau's does not depend on the steps: it begins anew, at `config.lr`.
+    """
+    optimizer.defaults["lr"] = config.lr  # from which transformers' polynomial takes it
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = config.lr
+        group["betas"] = (config.beta1, config.beta2)
+        group["eps"], group["weight_decay"] = config.eps, config.weight_decay
+    scheduler = build_scheduler(optimizer, config)
+    if isinstance(scheduler, LambdaLR):  # a function of the step
+        scheduler.last_epoch = step
+        factors = [factor(step) for factor in scheduler.lr_lambdas]
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = config.lr * factor
+    return scheduler

@@ -109,7 +109,7 @@ class FirstTrial:
             self.params or {},
             user_attrs={
                 "origin": self.origin,
-                "config": asdict(self.config),
+                "config": self.config.to_dict(),
                 "in_space": self.params is not None,
             },
         )

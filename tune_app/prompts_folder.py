@@ -69,7 +69,7 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
         "tuning_mode": about.config.tuning_mode,
         "prompt_length": str(about.config.prompt_length),
         "class_names": json.dumps(about.class_names),
-        "config": json.dumps(asdict(about.config)),
+        "config": json.dumps(about.config.to_dict()),
         "metrics": json.dumps(about.metrics),
         "data_fingerprint": about.data_fingerprint,
         "tune_app": about.tune_app,
@@ -78,7 +78,10 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
     files = RunDir(folder)
     files.write_atomic(WEIGHTS, content)
     files.write_atomic(CARD, model_card(about))
-    document = asdict(about) | {"weights_sha256": hashlib.sha256(content).hexdigest()}
+    document = asdict(about) | {
+        "config": about.config.to_dict(),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
     files.write_atomic(ABOUT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -81,12 +80,12 @@ class StudySearcher(OptunaSearch):
         constants = self._space(trial) or {}
         config = self._space.trial_config({**trial.params, **constants}, self._base)
         if "config" not in trial.user_attrs:
-            trial.set_user_attr("config", asdict(config))
+            trial.set_user_attr("config", config.to_dict())
         return {
             "job": {
                 "number": trial.number,
                 "origin": origin_of(trial.user_attrs),
-                "trial": asdict(config),
+                "trial": config.to_dict(),
                 **self._settings,
             }
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _help_parser().parse_known_args(argv)  # --help ends here
     try:
         config, trial = parse_train_args(argv)
-        check_everything(replace(config, trial=asdict(trial), prompt_length=trial.prompt_length))
+        check_everything(replace(config, trial=trial.to_dict(), prompt_length=trial.prompt_length))
         run = RunDir(config.out or Path("runs") / datetime.now().strftime("train-%Y-%m-%d-%H%M%S"))
         with run.lock():
             return train(config, trial, run)
@@ -131,13 +131,13 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
         def record(event: str, **values: object) -> None:
             run.append_event({"event": event, **values})
 
-        settings = replace(config, trial=asdict(trial))
+        settings = replace(config, trial=trial.to_dict())
         run.write_atomic(run.search_yaml, settings.to_yaml())
         about = {"task": data.task, "metric": metric, "classes": data.class_names}
         record("search_started", trials=1, sampled=[], fingerprint=data.fingerprint, **about)
         end = partial(record, "trial_ended", trial=_TRIAL)
         try:
-            record("trial_started", trial=_TRIAL, origin="enqueued", config=asdict(trial))
+            record("trial_started", trial=_TRIAL, origin="enqueued", config=trial.to_dict())
             training.train(report)
         except BackboneUnavailable as error:
             end(status=Status.FAILED, reason=str(error))

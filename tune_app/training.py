@@ -6,13 +6,13 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_app.config import TrialConfig
-from tune_app.optim import build_optimizer, build_scheduler
+from tune_app.optim import build_optimizer, build_scheduler, change
 from tune_app.prompts import Evaluation, PromptTunedModel
 from tune_app.reports import Report, Usage, evaluation_steps
 from tune_app.tasks import Batch, DataOrder, Dataset, TaskData
@@ -36,13 +36,23 @@ def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) 
     ]
 
 
+def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
+    """Whether a run with exactly this config, its changes included, has written the checkpoint."""
+    state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
+    return bool(state["config"] == config.to_dict())
+
+
 class TrainingRun:
-    """Model, optimizer, schedule and position in the data: all that a checkpoint has to hold."""
+    """Model, optimizer, schedule and position in the data: all that a checkpoint has to hold.
+
+    phase: what holds now of a config with changes
+    """
 
     def __init__(self, model: PromptTunedModel, data: TaskData, config: TrialConfig) -> None:
         self.model, self.data, self.config = model, data, config
-        self.optimizer = build_optimizer(model.parameters(), config)
-        self.scheduler = build_scheduler(self.optimizer, config)
+        self.phase = config.at(0)
+        self.optimizer = build_optimizer(model.parameters(), self.phase)
+        self.scheduler = build_scheduler(self.optimizer, self.phase)
         self.order = DataOrder(len(data.train), config.batch_size, config.seed)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.first_loss: float | None = None
@@ -61,11 +71,14 @@ class TrainingRun:
                 return
         began = time.monotonic() - self.seconds
         evaluations = evaluation_steps(self.config.steps)
-        if not evaluate_on_the_way and not isinstance(self.scheduler, ReduceLROnPlateau):
+        phases = self.config.phases().values()
+        looks = any(phase.scheduler == "reduce_lr_on_plateau" for phase in phases)
+        if not evaluate_on_the_way and not looks:
             evaluations = evaluations[-1:]
         valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
         losses: list[float] = []
         while self.step < self.config.steps:
+            self._begin_phase(self.step)
             batch = self.data.train.batch(self.order.indices(self.step))
             learning_rate = self.optimizer.param_groups[0]["lr"]
             losses.append(self._train_step(batch))
@@ -82,11 +95,17 @@ class TrainingRun:
             if diverged:
                 return
 
+    def _begin_phase(self, step: int) -> None:
+        """Changes what the config changes after this step; nothing at most steps."""
+        phase = self.config.at(step)
+        if phase != self.phase:
+            self.phase, self.scheduler = phase, change(self.optimizer, phase, step)
+
     def _train_step(self, batch: Batch) -> float:
         loss = self.model(batch)
         loss.backward()
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        if self.phase.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.phase.max_grad_norm)
         self.optimizer.step()
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
@@ -122,6 +141,7 @@ class TrainingRun:
     def state(self) -> bytes:
         """A checkpoint: what trains, optimizer, schedule, position. No frozen weight."""
         state = {
+            "config": self.config.to_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -142,6 +162,7 @@ class TrainingRun:
             io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
         )
         self.model.load_state_dict(state["model"])
+        self._begin_phase(state["step"] - 1)  # a change after its last step is yet to come
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
@@ -149,6 +170,21 @@ class TrainingRun:
         self.model.usage = Usage(**state["usage"])
         if state["last_report"] is not None:
             self.last_report = Report(**state["last_report"])
+
+    def take_over(self, checkpoint: bytes, spent: bytes | None) -> None:
+        """Goes on from the `state()` of another run, whose config this one's begins with.
+
+        spent: the `state()` that is given up, whose cost stays this run's.
+        """
+        self.load_state(checkpoint)
+        if spent is None or self.last_report is None:
+            return
+        state = torch.load(io.BytesIO(spent), weights_only=True, map_location="cpu")
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.model.usage = usage = Usage(**state["usage"])
+        self.last_report = replace(
+            self.last_report, tokens=self.tokens, seconds=self.seconds, usage=usage.flat()
+        )
 
 
 def test_metrics(model: PromptTunedModel, data: TaskData) -> dict[str, float]:

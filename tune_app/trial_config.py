@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_type_hints
 
-from tune_app.typed import ConfigError, convert_fields, one_of
+from tune_app.typed import ConfigError, convert, convert_fields, did_you_mean, one_of
 
 TuningMode = Literal["ptune", "deep_ptune"]
 
@@ -25,6 +25,30 @@ SCHEDULER_ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 SCHEDULERS_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 _ARGUMENT_NAMES = ("num_cycles", "power", "lr_end", "timescale", "factor", "patience")
+# What may change while a trial trains: neither shapes nor the data's order depend on it, nor what
+# AdamW keeps (amsgrad has a moment of its own).
+CHANGEABLE = (
+    *("lr", "beta1", "beta2", "eps", "weight_decay"),
+    *("scheduler", "warmup_steps", "warmup_ratio", *_ARGUMENT_NAMES, "max_grad_norm"),
+)
+
+
+def parse_changes(value: Any) -> tuple[tuple[int, str, Any], ...]:
+    """Changes from a list of [step, name, value], as YAML and JSON hold them.
+
+    Raises ValueError, without the field's name.
+    """
+    hints, changes = get_type_hints(TrialConfig), []
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(entry, list | tuple) or len(entry) != 3:
+            raise ValueError(f"must be a list of [step, name, value], got {entry!r}.")
+        step, name, changed = entry
+        if name not in CHANGEABLE:
+            raise ValueError(
+                f"{name!r} cannot change while a trial trains.{did_you_mean(name, CHANGEABLE)}"
+            )
+        changes.append((convert(step, int), name, convert(changed, hints[name])))
+    return tuple(changes)
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,8 @@ class TrialConfig:
     steps: int = 100
     max_grad_norm: float | None = None  # None: no clipping, as in the reference setup
     seed: int = 0  # data order and prompt initialisation
+    # (step, name, value): what holds after so many steps, where it was changed on the way
+    changes: tuple[tuple[int, str, Any], ...] = field(default=(), metadata={"parse": parse_changes})
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], base: TrialConfig | None = None) -> TrialConfig:
@@ -73,6 +99,22 @@ class TrialConfig:
         if messages:
             raise ConfigError(messages)
         return cls(**{**asdict(base or cls()), **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `from_dict` takes, as YAML and JSON give it back; changes only where
+        there are any."""
+        values = asdict(self)
+        changes = [list(change) for change in values.pop("changes")]
+        return values | ({"changes": changes} if changes else {})
+
+    def at(self, step: int) -> TrialConfig:
+        """What the step after `step` steps trains with: a config without changes."""
+        changed = {name: value for since, name, value in self.changes if since <= step}
+        return replace(self, changes=(), **changed)
+
+    def phases(self) -> dict[int, TrialConfig]:
+        """First step -> the config that holds from there until the next one."""
+        return {step: self.at(step) for step in sorted({0, *(since for since, *_ in self.changes)})}
 
     def check(self) -> list[str]:
         """Everything about the values that training could not run with; empty if all is well.
@@ -101,7 +143,20 @@ class TrialConfig:
         rule("seed", self.seed >= 0, "0 or more")
         if self.max_grad_norm is not None:
             rule("max_grad_norm", self.max_grad_norm > 0, "above 0")
-        return messages + self._check_scheduler()
+        return messages + self._check_scheduler() + self._check_changes()
+
+    def _check_changes(self) -> list[str]:
+        if not self.changes:
+            return []
+        outside = [since for since, *_ in self.changes if not 0 < since < self.steps]
+        if outside:
+            return [f"changes: must be after steps 1 to {self.steps - 1}, got {outside[0]}."]
+        return [
+            f"changes after step {step}: {message}"
+            for step, phase in self.phases().items()
+            for message in phase.check()
+            if step > 0
+        ]
 
     def _check_scheduler(self) -> list[str]:
         if self.scheduler not in SCHEDULER_ARGUMENTS:
