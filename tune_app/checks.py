@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from tune_app.config import ConfigError, SearchConfig, check_search_config
 from tune_app.connection import request_tokens
+from tune_app.explore import check_population
 from tune_app.model_folder import model_folder, positions
 from tune_app.optuna_space import SearchSpace
 from tune_app.run_dir import RunDir
@@ -35,6 +36,9 @@ def check_everything(config: SearchConfig) -> SearchSpace:
         messages += _check_peers(config)
     if not any(message.startswith(("--train", "--valid", "--test")) for message in messages):
         messages += _check_data(config)
+    trial_is_fine = not any(message.startswith("trial:") for message in messages)
+    if config.scheduler == "pbt" and space is not None and trial_is_fine:
+        messages += check_population(config, space)
     messages += _check_mlflow(config) + _check_wandb(config)
     if config.resume is not None and space is not None and not messages:
         messages += _check_resumed(config, space, RunDir(config.resume))
@@ -72,10 +76,11 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
         for name in _SAME_IN_A_RUN
         if getattr(before, name) != getattr(config, name)
     ]
+    population = _check_same_population(before, config)
     old_space = load_space(str(run.space_yaml))
     messages += [f"--space: {change}." for change in old_space.difference(space)]
     if config.allow_changed_space:
-        return [
+        return population + [
             f"--space: Optuna cannot use the old trials, because {name} has other choices or is "
             "of another kind now; start a new search."
             for name in old_space.incompatible_with(space)
@@ -85,7 +90,23 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
             "A run goes on with the same space, model and data, or the trials do not compare; "
             "start a new one with another --out, or add --allow-changed-space."
         )
-    return messages
+    return population + messages
+
+
+def _check_same_population(before: SearchConfig, config: SearchConfig) -> list[str]:
+    """A population begins together and its trials change: no other trial joins or leaves it."""
+    both = (before.scheduler, config.scheduler)
+    if "pbt" in both and before.scheduler != config.scheduler:
+        return [
+            "--scheduler: a population (pbt) goes on as one, and no other search becomes one; the "
+            f"run began with {before.scheduler}, now {config.scheduler}."
+        ]
+    if "pbt" in both and before.trials != config.trials:
+        return [
+            f"--trials: a population keeps its size; the run began with {before.trials}, now "
+            f"{config.trials}. Start a new one with another --out."
+        ]
+    return []
 
 
 def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None:

@@ -33,7 +33,7 @@ __all__ = [
 
 Task = Literal["causal-lm", "classification"]
 BackboneKind = Literal["swarm", "local"]
-TrialScheduler = Literal["asha", "median", "hyperband", "none"]
+TrialScheduler = Literal["asha", "median", "hyperband", "pbt", "none"]
 Sampler = Literal["tpe", "random", "gp", "cmaes"]
 
 # What belongs to one call of the command and not to the search; `to_yaml` leaves it out, so that

@@ -7,6 +7,10 @@ from tune_app.optuna_space import SearchSpace
 from tune_app.results.words import count, duration, number
 
 _SAMPLES = 5
+_STOPS = {
+    "none": "",
+    "pbt": ", all at once; after each evaluation the worst quarter goes on from the best",
+}
 
 
 def dry_run(config: SearchConfig, space: SearchSpace) -> str:
@@ -41,7 +45,7 @@ def _cost(config: SearchConfig) -> list[str]:
         f"The search: {config.trials} trials of at most {config.steps} steps of "
         f"{config.batch_size} rows, {row_tokens} tokens each at most:",
         f"  at most {count(config.trials * trial_tokens)} tokens for training"
-        + ("" if config.scheduler == "none" else f"; {config.scheduler} stops bad trials earlier"),
+        + _STOPS.get(config.scheduler, f"; {config.scheduler} stops bad trials earlier"),
     ]
     if confirmations:
         lines.append(

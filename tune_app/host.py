@@ -13,11 +13,12 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_app.config import ConfigError, SearchConfig
 from tune_app.reports import Report, Update
-from tune_app.run_dir import RunDir
+from tune_app.run_dir import RunDir, kept_state
 from tune_app.trial_job import Connection, TrialJob
 
 if TYPE_CHECKING:  # they import torch
@@ -41,6 +42,8 @@ class _RunningTrial:
     packer: Packer
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     stop: threading.Event = field(default_factory=threading.Event)
+    answered: bool = False  # a report has been handed out
+    go_on: threading.Event = field(default_factory=threading.Event)  # and the next one asked for
     asked_at: float = field(default_factory=time.monotonic)
 
 
@@ -116,16 +119,26 @@ class TrialHost:
         if trial is None:
             return Update(error=f"{self.name} does not know trial {number}", unavailable=True)
         trial.asked_at = time.monotonic()
+        if trial.answered:
+            trial.answered = False
+            trial.go_on.set()
         try:
-            return await asyncio.wait_for(trial.updates.get(), _POLL_S)
+            update = await asyncio.wait_for(trial.updates.get(), _POLL_S)
         except TimeoutError:
             return Update()
+        trial.answered = update.report is not None
+        return update
 
-    async def stop(self, number: int) -> None:
-        """Ends a trial's training at its next step; nothing happens where it has ended."""
-        trial = self._trials.pop(number, None)
-        if trial is not None:
-            trial.stop.set()
+    async def stop(self, number: int, job: TrialJob | None = None) -> None:
+        """Ends a trial's training at its next step; nothing happens where it has ended, or where
+        it has begun anew with another job than the one that is meant."""
+        if number in self._trials and job in (None, self._trials[number].job):
+            self._end(self._trials.pop(number))
+
+    @staticmethod
+    def _end(trial: _RunningTrial) -> None:
+        trial.stop.set()
+        trial.go_on.set()
 
     async def stop_all(self) -> None:
         """Ends all trials, and tells those that wait for an update."""
@@ -158,7 +171,7 @@ class TrialHost:
 
     def close(self) -> None:
         for number in list(self._trials):
-            self._trials.pop(number).stop.set()
+            self._end(self._trials.pop(number))
         if self._packer is not None:
             self._packer.close()
             self._packer.backbone.close()
@@ -184,7 +197,7 @@ class TrialHost:
 
     def _run(self, trial: _RunningTrial, send: Callable[[Update], None]) -> None:
         from tune_app.prompts import PromptTunedModel
-        from tune_app.training import TrainingRun, test_metrics
+        from tune_app.training import TrainingRun, is_of, test_metrics
 
         job, data = trial.job, self._data
 
@@ -198,18 +211,35 @@ class TrialHost:
         )
         run = TrainingRun(model, data, job.config)
         file = job.checkpoint / "state.pt"
-        if file.is_file():
-            run.load_state(file.read_bytes())
+        own = file.read_bytes() if file.is_file() else None
+        if job.begin is not None and (own is None or not is_of(own, job.config)):
+            run.take_over(job.begin.read_bytes(), spent=own)
+        elif own is not None:
+            run.load_state(own)
 
         def report(report: Report) -> None:
             if trial.stop.is_set():  # perhaps another host goes on with it, and with its checkpoint
                 raise _Stop
-            RunDir(file.parent).write_atomic(file, run.state())
             last = report.step == job.config.steps and not report.diverged
+            waits = job.population and not (last or report.diverged)
+            if waits:
+                keep_state(job.checkpoint, report.step, run.state())
+            RunDir(file.parent).write_atomic(file, run.state())
             extra = test_metrics(model, data) if job.test and last else {}
+            trial.go_on.clear()
             send(Update(report=report.flat() | extra))
+            if waits:
+                trial.go_on.wait()
 
         run.train(report, evaluate_on_the_way=not job.test)
+
+
+def keep_state(checkpoint: Path, step: int, state: bytes) -> None:
+    """Keeps the state for others of the population, and the one before, which a trial that begins
+    anew from there may not have read yet. Nobody wants an older one: all have come on since."""
+    RunDir(checkpoint).write_atomic(kept_state(checkpoint, step), state)
+    for old in sorted(checkpoint.glob("step-*.pt"))[:-2]:
+        old.unlink()
 
 
 def open_backbone(config: SearchConfig, model: str, connection: Connection) -> Backbone:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tune_app.config import SearchConfig
 from tune_app.progress import Progress, Run
-from tune_app.results.words import duration, number, plural
+from tune_app.results.words import changes_in_words, duration, number, plural
 from tune_app.run_dir import RunDir, Status
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class LiveView:
         if event["event"] == "search_resumed":
             self._progress.replay(self._run.events())
         run = self._progress.listen(event)
+        if event["event"] == "population_changed":
+            self._tell_changes(event)
         if run is not None:
             self._tell(event["event"], run, event)
         self._picture = self._pictured()
@@ -124,6 +126,12 @@ class LiveView:
             self.say(f"{self._name(run)} failed: {run.reason}")
         elif kind == "report" and self._config.verbose:
             self.say(f"{self._name(run)}: step {run.step}, {self._figures(run)}")
+
+    def _tell_changes(self, event: dict[str, Any]) -> None:
+        for change in event["changed"]:
+            latest = [c for c in change["config"].get("changes", ()) if c[0] == event["step"]]
+            values = ", ".join(changes_in_words(latest))
+            self.say(f"trial {change['trial']} goes on from trial {change['of']} {values}".rstrip())
 
     def _line(self, run: Run) -> str:
         """`3/16  trial 2  finished  loss 1.966, accuracy 0.234  lr 1.4e-3, linear  9.8 s`"""

@@ -87,6 +87,9 @@ class Progress:
         if kind in ("search_started", "search_resumed"):
             self.metric = event.get("metric", "")
             self.sampled = list(event.get("sampled", ()))
+        for change in event.get("changed", ()):  # of a population
+            if change["trial"] in self.runs:
+                self.runs[change["trial"]].config = change["config"]
         if "trial" not in event:
             return None
         trial = int(event["trial"])

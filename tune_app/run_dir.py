@@ -162,6 +162,11 @@ class RunDir:
         return False
 
 
+def kept_state(checkpoint: Path, step: int) -> Path:
+    """What a trial of a population has trained after so many steps, in its checkpoint's folder."""
+    return checkpoint / f"step-{step:08d}.pt"
+
+
 def _jsonable(value: Any) -> Any:
     """`value` with NaN and infinities as None, numpy scalars and paths as plain ones."""
     if isinstance(value, dict):

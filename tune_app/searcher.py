@@ -15,6 +15,7 @@ from tune_app.optuna_space import SearchSpace, origin_of
 from tune_app.reports import kept, outcome
 from tune_app.run_dir import Status
 from tune_app.trial_config import TrialConfig
+from tune_app.trial_job import trial_name
 
 METRIC = "objective"
 
@@ -89,6 +90,21 @@ class StudySearcher(OptunaSearch):
                 **self._settings,
             }
         }
+
+    def ask(self, count: int) -> list[dict[str, Any]]:
+        """The jobs of so many trials at once, which are known by their names from then on."""
+        jobs = []
+        for _ in range(count):
+            suggested = self.suggest("next")
+            if isinstance(suggested, dict):
+                jobs.append(suggested["job"])
+                name = trial_name(jobs[-1]["number"])
+                self._ot_trials[name] = self._ot_trials.pop("next")
+        return jobs
+
+    def note(self, trial_id: str, key: str, value: Any) -> None:
+        """Keeps something beside a trial in the study."""
+        self._ot_trials[trial_id].set_user_attr(key, value)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self._ot_trials[trial_id], result)

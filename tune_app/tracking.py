@@ -31,6 +31,7 @@ class _Tracked(LoggerCallback):
     name: str
     say: Callable[[str], None]
     lost = False
+    begun: frozenset[str] = frozenset()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it for a `Tuner.restore` that never comes; listeners hold locks
@@ -39,6 +40,9 @@ class _Tracked(LoggerCallback):
         self._try(super().setup, *arguments, **named)
 
     def log_trial_start(self, trial: Trial) -> None:
+        if trial.trial_id in self.begun:
+            return  # one of a population has other parameters now, which MLflow refuses
+        self.begun = self.begun | {trial.trial_id}
         given = trial.config
         trial.config = _parameters(given["job"])
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from tune_app.reports import Update
-from tune_app.run_dir import RunDir
+from tune_app.run_dir import RunDir, kept_state
 from tune_app.trial_config import TrialConfig
 from tune_app.trial_job import Connection, TrialJob, trial_name
 
@@ -70,12 +70,15 @@ class Trial:
 
     def _begin(self, config: dict[str, Any]) -> None:
         given = config["job"]
+        run, begin = RunDir(given["run"]), given.get("begin")
         self._config, self._number = {"job": given}, given["number"]
         self._job = TrialJob(
             number=self._number,
             config=TrialConfig.from_dict(given["trial"]),
-            checkpoint=RunDir(given["run"]).checkpoint(self._number),
+            checkpoint=run.checkpoint(self._number),
             test=given["test"],
+            population=given.get("population", False),
+            begin=begin and kept_state(run.checkpoint(begin["trial"]), begin["step"]),
         )
         self._host: Any = None
         self._reports, self._began, self._reported = 0, time.time(), time.time()
@@ -127,7 +130,7 @@ class Trial:
     def stop(self) -> None:
         """Lets the host forget the trial, wherever its training stands."""
         if self._host is not None:
-            self._host.stop.remote(self._number)
+            self._host.stop.remote(self._number, self._job)
             self._host = None
 
     def get_current_ip_pid(self) -> tuple[str, int]:

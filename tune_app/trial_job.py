@@ -37,3 +37,7 @@ class TrialJob:
     config: TrialConfig
     checkpoint: Path  # folder where its state is kept, and found again
     test: bool = False  # confirmation: evaluate once, at the end, and on the whole test split too
+    # One of a population: after a report it waits to be asked for the next one, and what it
+    # trained until then is kept, for others to go on from.
+    population: bool = False
+    begin: Path | None = None  # the state to go on from until it has one of its own by this config

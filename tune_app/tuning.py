@@ -20,6 +20,7 @@ from tune_app.config import SearchConfig
 from tune_app.live import LiveView
 from tune_app.metrics import export_event
 from tune_app.optuna_space import SearchSpace
+from tune_app.population import as_population
 from tune_app.recorder import Recorder
 from tune_app.reports import evaluation_steps
 from tune_app.results import load
@@ -151,23 +152,25 @@ def search(
             base,
             study=study,
             # Suggestions of a resumed search must not repeat those of its beginning.
-            sampler=build_sampler(config.sampler, config.seed + len(done)),
+            # A population begins before there is a result to learn from.
+            sampler=build_sampler(
+                "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
+            ),
             settings=_settings(run),
             stopping=ending,
         )
         try:
-            _fit(
-                config,
-                run,
-                machines,
-                name="search",
-                trials=left,
-                searcher=searcher,
-                scheduler=build_trial_scheduler(config.scheduler, config.steps),
-                recorder=recorder,
-                stopping=ending,
-                say=live.say,
+            how = (
+                as_population(config, space, run.events(), searcher, left, recorder)
+                if config.scheduler == "pbt"
+                else {
+                    "trials": left,
+                    "searcher": searcher,
+                    "scheduler": build_trial_scheduler(config.scheduler, config.steps),
+                    "callbacks": [recorder],
+                }
             )
+            _fit(config, run, machines, name="search", stopping=ending, say=live.say, **how)
         finally:
             requeue_unfinished(study)
     _record_end(recorder, machines, ending)
@@ -216,7 +219,7 @@ def confirm(
         trials=1,  # of the grid
         searcher=BasicVariantGenerator(),
         scheduler=FIFOScheduler(),
-        recorder=recorder,
+        callbacks=[recorder],
         stopping=stopping,
         say=live.say,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
@@ -277,10 +280,11 @@ def _fit(
     trials: int,
     searcher: Any,
     scheduler: TrialScheduler,
-    recorder: Recorder,
+    callbacks: list[tune.Callback],
     stopping: Callable[[], bool],
     say: Callable[[str], None],
     param_space: dict[str, Any] | None = None,
+    at_once: int | None = None,
 ) -> None:
     """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
     tuner = tune.Tuner(
@@ -292,7 +296,8 @@ def _fit(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=trials,
-            max_concurrent_trials=config.concurrency
+            max_concurrent_trials=at_once
+            or config.concurrency
             or default_concurrency(config, machines.tokens_in_flight),
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -302,7 +307,7 @@ def _fit(
             name=name,
             storage_path=str(run.ray),
             stop=_EndSearch(stopping, machines.stop_trials),
-            callbacks=[recorder, *_tracking(config, run, say)],
+            callbacks=[*callbacks, *_tracking(config, run, say)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,

@@ -61,6 +61,11 @@ class Results:
     seconds: float  # wall time, pauses between a kill and a resume left out
 
     @property
+    def population(self) -> bool:
+        """Whether trials changed their hyperparameters on the way."""
+        return self.settings.get("scheduler") == "pbt"
+
+    @property
     def searched(self) -> pd.DataFrame:
         """The trials of the search itself, best first, without confirmation runs."""
         return self.trials[self.trials["origin"] != "confirm"]
@@ -108,6 +113,10 @@ def load(run: RunDir) -> Results:
             last = event
             search |= {key: value for key, value in event.items() if value is not None}
             continue
+        if kind == "population_changed":
+            for change in event["changed"]:
+                if change["trial"] in started:
+                    started[change["trial"]] |= {"config": change["config"]}
         trial = event.get("trial")
         if not isinstance(trial, int):
             continue
@@ -160,7 +169,9 @@ def _trials(
     figures: dict[str, None] = {}
     for trial in sorted(started.keys() | ended.keys() | reports.keys()):
         start, end = started.get(trial, {}), ended.get(trial, {})
-        config = start.get("config") or {}
+        config = dict(start.get("config") or {})
+        if "changes" in config:
+            config["changes"] = json.dumps(config["changes"])
         final = reports[trial][-1] if trial in reports else {}
         final = {
             key: value

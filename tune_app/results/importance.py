@@ -25,13 +25,16 @@ MIN_TRIALS = 20
 def importance(results: Results) -> pd.DataFrame:
     """Columns parameter, importance (they add up to 1), trials (that held it); greatest first.
 
-    Empty where there is no study or too few trials; a parameter that fewer than MIN_TRIALS complete
-    trials held, or held with one value only, is left out.
+    Empty where there is no study, too few trials or a population, whose trials have ended with
+    other values than the study knows; a parameter that fewer than MIN_TRIALS complete trials held,
+    or held with one value only, is left out.
     """
     empty = pd.DataFrame(
         {"parameter": pd.Series(dtype=str), "importance": [], "trials": pd.Series(dtype=int)}
     )
     study, values = _study(results)
+    if results.population:
+        return empty
     held = {
         name: len(seen)
         for name, seen in values.items()
@@ -60,6 +63,8 @@ def importance(results: Results) -> pd.DataFrame:
 
 def too_few_trials(results: Results) -> str:
     """Why there is no importance yet, in words; "" where trials are not what is missing."""
+    if results.population:
+        return "not of a population, whose trials change them on the way"
     study, values = _study(results)
     most = max(map(len, values.values()), default=0)
     if study is None or most >= MIN_TRIALS:

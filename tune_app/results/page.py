@@ -25,6 +25,7 @@ from tune_app.results.summary import by_scheduler, reproduce
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
     MINUS,
+    changes_in_words,
     count,
     duration,
     exported,
@@ -226,7 +227,11 @@ def _best_values(results: Results) -> list[tuple[str, str]]:
     if best is None:
         return []
     pairs = ((name, best[name]) for name in results.sampled)
-    return [(name, number(value, name)) for name, value in pairs if pd.notna(value)]
+    values = [(name, number(value, name)) for name, value in pairs if pd.notna(value)]
+    changes = results.configs.get(int(best["trial"]), {}).get("changes", [])
+    return values + [
+        (when, what) for when, _, what in (s.partition(": ") for s in changes_in_words(changes))
+    ]
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from tune_app.results.frames import Results
 from tune_app.results.importance import importance, storage_url, too_few_trials
 from tune_app.results.words import (
     DASH,
+    changes_in_words,
     count,
     duration,
     exported,
@@ -114,6 +115,8 @@ def _verdict(results: Results, width: int) -> str:
     best = results.best
     if best is not None and best["trial"] != 0 and sampled_values(best, results):
         lines.append(f"Best config: {sampled_values(best, results)}")
+        changes = results.configs.get(int(best["trial"]), {}).get("changes", [])
+        lines += [f"  {line}" for line in changes_in_words(changes)]
     if exported(results):
         lines.append(exported(results))
     without = results.baseline.get("eval_loss", results.baseline.get("loss"))
@@ -155,7 +158,7 @@ def _difference(mean: float, low: float, high: float) -> str:
 def by_scheduler(results: Results) -> pd.DataFrame:
     """Columns scheduler, trials, best, median (of the final loss of finished and stopped ones)."""
     trials = results.searched
-    if trials.empty or "scheduler" not in trials:
+    if trials.empty or "scheduler" not in trials or results.population:
         return pd.DataFrame(columns=["scheduler", "trials", "best", "median"])
     done = trials["status"].isin([Status.FINISHED, Status.STOPPED])
     grouped = trials.assign(loss=trials["eval_loss"].where(done)).groupby("scheduler")
@@ -269,6 +272,6 @@ def reproduce(results: Results) -> list[tuple[str, str]]:
         resume = f"python -m tune_app.search --resume {path}"
         if len(results.searched) < results.planned or Status.INTERRUPTED in results.counts:
             steps.append(("Go on", resume))
-        else:
+        elif not results.population:
             steps.append(("Search on", f"{resume} --trials {2 * results.planned}"))
     return steps

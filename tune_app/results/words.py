@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ def number(value: Any, name: str = "") -> str:
         return DASH
     if isinstance(value, str):
         return value
+    if isinstance(value, list | tuple):
+        return "; ".join(changes_in_words(value))
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return "yes" if value else "no"
     value = float(value)
@@ -106,6 +109,14 @@ def exported(results: Results) -> str:
     )
     made = trained_by(about["trial"], about["trained_as"], about["config"]["seed"])
     return f"Exported prompts: {'validation' if split == 'valid' else split} {values} ({made})."
+
+
+def changes_in_words(changes: Iterable[Sequence[Any]]) -> list[str]:
+    """`after step 12: lr 9.6e-3, scheduler cosine` for each step of TrialConfig.changes."""
+    found: dict[int, list[str]] = {}
+    for step, name, value in changes:
+        found.setdefault(step, []).append(f"{name} {number(value, name)}")
+    return [f"after step {step}: {', '.join(values)}" for step, values in found.items()]
 
 
 @dataclass(frozen=True)
