@@ -7,7 +7,6 @@ that fall and level off, divergence at large learning rates, stops at rungs.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +126,16 @@ def write_run(
 
 def _config(trial: int, generator: np.random.Generator) -> dict[str, Any]:
     if trial == 0:
-        return asdict(TrialConfig())
+        return TrialConfig().to_dict()
     scheduler = str(generator.choice(SCHEDULERS))
-    return asdict(
-        TrialConfig(
-            lr=float(10 ** generator.uniform(-4, -0.5)),
-            scheduler=scheduler,
-            warmup_steps=int(generator.integers(0, 40)),
-            weight_decay=float(10 ** generator.uniform(-5, -1)),
-            num_cycles=int(generator.integers(1, 5))
-            if scheduler == "cosine_with_restarts"
-            else None,
-            seed=trial,
-        )
-    )
+    return TrialConfig(
+        lr=float(10 ** generator.uniform(-4, -0.5)),
+        scheduler=scheduler,
+        warmup_steps=int(generator.integers(0, 40)),
+        weight_decay=float(10 ** generator.uniform(-5, -1)),
+        num_cycles=int(generator.integers(1, 5)) if scheduler == "cosine_with_restarts" else None,
+        seed=trial,
+    ).to_dict()
 
 
 def _started(trial: int, config: dict[str, Any], origin: str, clock: float) -> dict[str, Any]:

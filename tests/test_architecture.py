@@ -26,6 +26,7 @@ ONLY_IN = {
         "metrics.py",
         "cluster.py",
         "recorder.py",
+        "population.py",
         "tracking.py",
     },
     "petals": {"backbones/swarm.py", "private_swarm.py", "petals_compat.py"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def _searched(tmp_path, trials: dict[int, tuple]) -> RunDir:
     about = {"classes": CLASSES, "fingerprint": "f" * 64, "task": "classification"}
     run.append_event({"event": "search_started", "metric": "accuracy", **about})
     for number, (eval_loss, test_loss, of, status) in trials.items():
-        config = asdict(replace(TrialConfig(), prompt_length=2, seed=number))
+        config = replace(TrialConfig(), prompt_length=2, seed=number).to_dict()
         origin = {"origin": "suggested"} if of is None else {"origin": "confirm", "of": of}
         run.append_event({"event": "trial_started", "trial": number, "config": config, **origin})
         figures = {"step": 100, "eval_loss": eval_loss, "train_loss": 1.0, "accuracy": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tune_app.config import ConfigError, SearchConfig, TrialConfig
 from tune_app.host import TrialHost
 from tune_app.model_folder import model_folder
 from tune_app.reports import Update
+from tune_app.run_dir import kept_state
 from tune_app.trial_job import Connection, TrialJob
 
 CONFIG = SearchConfig(backbone="local", device="cpu")
@@ -92,8 +94,6 @@ def test_a_trial_goes_on_from_its_checkpoint(host: TrialHost, tmp_path: Path) ->
 
 
 def test_a_stopped_trial_ends_its_thread(host: TrialHost, tmp_path: Path) -> None:
-    import threading
-
     async def start_and_stop() -> None:
         await host.start(
             TrialJob(7, TrialConfig(steps=5000, batch_size=1), tmp_path / "long"), Connection()
@@ -107,6 +107,53 @@ def test_a_stopped_trial_ends_its_thread(host: TrialHost, tmp_path: Path) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert host.load() == 0
+
+
+def test_a_trial_of_a_population_waits_until_it_is_asked(host: TrialHost, tmp_path: Path) -> None:
+    job = TrialJob(8, SHORT, tmp_path / "waits", population=True)
+
+    def kept() -> list[str]:
+        return sorted(file.name for file in job.checkpoint.glob("step-*.pt"))
+
+    async def look() -> list[list[str]]:
+        await host.start(job, Connection())
+        found = []
+        for _ in range(3):
+            update = Update()
+            while update.report is None:
+                update = await host.next_update(8)
+            await asyncio.sleep(0.3)  # in which it would train on
+            found.append(kept())
+        await host.stop(8, TrialJob(8, replace(SHORT, lr=1.0), job.checkpoint))  # another life's
+        assert host.load() == 1
+        await host.stop(8, job)
+        return found
+
+    first, second, third = (f"step-0000000{step}.pt" for step in (1, 2, 3))
+    assert asyncio.run(look()) == [[first], [first, second], [second, third]]
+    deadline = time.monotonic() + 10
+    while any(thread.name == "trial-8" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_trial_goes_on_from_another_ones_state(host: TrialHost, tmp_path: Path) -> None:
+    """Until it has one of its own by the config that it has now."""
+    own = TrialJob(0, replace(SHORT, prompt_length=3), tmp_path / "a", population=True)
+    other = TrialJob(1, SHORT, tmp_path / "b", population=True)
+    train(host, own, other)
+    config = replace(SHORT, changes=((3, "lr", 0.1),))
+    begin = kept_state(other.checkpoint, 3)
+    job = TrialJob(0, config, own.checkpoint, population=True, begin=begin)
+
+    (updates,) = train(host, job)
+
+    alone = train(host, TrialJob(2, config, tmp_path / "alone"))[0]
+    losses = [u.report["eval_loss"] for u in updates if u.report]
+    assert losses == pytest.approx([u.report["eval_loss"] for u in alone[2:4]], rel=1e-5)
+    assert [u.report["step"] for u in updates if u.report] == [3, 4]
+    begin.unlink()  # no longer asked for
+    assert train(host, job)[0][0].report["eval_loss"] == losses[-1]
 
 
 def test_confirmation_judges_once_and_on_the_test_split(host: TrialHost, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ class Search:
         self.recorder = Recorder(self.run, self.heard.append, lambda: self.ending)
 
     def trial(self, number: int, **job: Any) -> Trial:
-        config = {"origin": "suggested", "trial": asdict(TrialConfig(steps=STEPS)), **job}
+        config = {"origin": "suggested", "trial": TrialConfig(steps=STEPS).to_dict(), **job}
         return Trial(
             "tune_app",
             stub=True,

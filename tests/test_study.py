@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import optuna
@@ -25,7 +24,7 @@ def ask(study: optuna.Study) -> optuna.Trial:
     trial = study.ask()
     trial.suggest_float("lr", 1e-4, 1e-1, log=True)
     trial.set_user_attr("origin", "suggested")
-    trial.set_user_attr("config", asdict(TrialConfig(steps=20)))
+    trial.set_user_attr("config", TrialConfig(steps=20).to_dict())
     return trial
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,12 @@ REPORT = {"step": 4, "eval_loss": 2.0, "diverged": False}
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
-    job = {"number": 3, "run": str(tmp_path), "trial": asdict(TrialConfig(steps=8)), "test": False}
+    job = {
+        "number": 3,
+        "run": str(tmp_path),
+        "trial": TrialConfig(steps=8).to_dict(),
+        "test": False,
+    }
     return Trial({"job": job})
 
 

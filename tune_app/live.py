@@ -110,7 +110,7 @@ class LiveView:
         if event["event"] == "search_resumed":
             self._progress.replay(self._run.events())
         run = self._progress.listen(event)
-        if event["event"] == "population_changed":
+        if event["event"] == "population_changed" and not self._is_live:
             self._tell_changes(event)
         if run is not None:
             self._tell(event["event"], run, event)

@@ -170,7 +170,7 @@ def _trials(
     for trial in sorted(started.keys() | ended.keys() | reports.keys()):
         start, end = started.get(trial, {}), ended.get(trial, {})
         config = dict(start.get("config") or {})
-        if "changes" in config:
+        if config.get("changes"):
             config["changes"] = json.dumps(config["changes"])
         final = reports[trial][-1] if trial in reports else {}
         final = {
