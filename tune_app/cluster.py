@@ -116,6 +116,9 @@ def _usage_error(error: Exception) -> Exception:
 def _ray(config: SearchConfig) -> Iterator[str]:
     """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
     os.environ.update(_RAY_ENVIRONMENT)
+    if config.scheduler == "pbt":
+        # All trials at once: with more than 3 times the processors Ray would warn on stdout.
+        os.environ["RAY_worker_maximum_startup_concurrency"] = str(config.trials)
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
