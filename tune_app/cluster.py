@@ -118,7 +118,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
     os.environ.update(_RAY_ENVIRONMENT)
     if config.scheduler == "pbt":
         # All trials at once: with more than 3 times the processors Ray would warn on stdout.
-        os.environ["RAY_worker_maximum_startup_concurrency"] = str(config.trials)
+        os.environ |= {"RAY_worker_maximum_startup_concurrency": str(config.trials)}
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
