@@ -109,6 +109,22 @@ def test_a_stopped_trial_ends_its_thread(host: TrialHost, tmp_path: Path) -> Non
     assert host.load() == 0
 
 
+def test_who_asks_after_the_end_of_all_learns_of_it(host: TrialHost, tmp_path: Path) -> None:
+    """Tune may ask on behalf of a trial that the host has ended a moment before."""
+
+    async def end_and_ask() -> list[Update]:
+        job = TrialJob(9, TrialConfig(steps=5000, batch_size=1), tmp_path / "long")
+        await host.start(job, Connection())
+        await host.stop_all()
+        updates = await updates_of(host, 9)
+        await host.stop(9)
+        return updates
+
+    last = asyncio.run(end_and_ask())[-1]
+    assert (last.done, last.error) == (True, None)
+    assert host.load() == 0
+
+
 def test_a_trial_of_a_population_waits_until_it_is_asked(host: TrialHost, tmp_path: Path) -> None:
     job = TrialJob(8, SHORT, tmp_path / "waits", population=True)
 

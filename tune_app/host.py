@@ -141,9 +141,9 @@ class TrialHost:
         trial.go_on.set()
 
     async def stop_all(self) -> None:
-        """Ends all trials, and tells those that wait for an update."""
-        for number, trial in list(self._trials.items()):
-            await self.stop(number)
+        """Ends all trials; who asks for their next update learns it, now or later."""
+        for trial in self._trials.values():
+            self._end(trial)
             trial.updates.put_nowait(Update(done=True))
 
     def counters(self) -> dict[str, Any]:
