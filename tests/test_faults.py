@@ -66,7 +66,7 @@ def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path
     assert "RUNNING" not in states(run)
     before, spent = ended(run), reports(run)
 
-    resumed = Search("--resume", str(run), "--token-budget=1M", "--time-budget=15s")
+    resumed = Search("--resume", str(run), "--token-budget=1M", "--time-budget=5s")
     finish(resumed)
 
     assert events(run)[-1]["reason"] == "the time budget is spent"
