@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pages import ROOT
 
@@ -20,13 +21,19 @@ _PATHS = {
 }
 
 
+def _typed_in(folder: Path, more: Mapping[str, str] | None) -> dict[str, Any]:
+    return {
+        "cwd": folder,
+        "env": os.environ | _PATHS | (more or {}),
+        "stdin": subprocess.DEVNULL,
+    }
+
+
 def shell(script: str, folder: Path, more: Mapping[str, str] | None = None) -> str:
     """What a script prints, which must succeed. `more`: environment on top of this process's."""
     done = subprocess.run(
         ["bash", "-ec", script],
-        cwd=folder,
-        env=os.environ | _PATHS | (more or {}),
-        stdin=subprocess.DEVNULL,
+        **_typed_in(folder, more),
         capture_output=True,
         text=True,
         timeout=300,
@@ -48,9 +55,7 @@ def background(
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["bash", "-c", script],
-            cwd=folder,
-            env=os.environ | _PATHS | (more or {}),
-            stdin=subprocess.DEVNULL,
+            **_typed_in(folder, more),
             stdout=output,
             stderr=output,
             start_new_session=True,

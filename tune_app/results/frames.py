@@ -65,6 +65,10 @@ class Results:
         """Whether trials changed their hyperparameters on the way."""
         return self.settings.get("scheduler") == "pbt"
 
+    def changes(self, trial: int) -> list[list[Any]]:
+        """What the trial's config changed on the way: `TrialConfig.changes`."""
+        return list(self.configs.get(trial, {}).get("changes", []))
+
     @property
     def searched(self) -> pd.DataFrame:
         """The trials of the search itself, best first, without confirmation runs."""

@@ -32,9 +32,9 @@ def importance(results: Results) -> pd.DataFrame:
     empty = pd.DataFrame(
         {"parameter": pd.Series(dtype=str), "importance": [], "trials": pd.Series(dtype=int)}
     )
-    study, values = _study(results)
     if results.population:
         return empty
+    study, values = _study(results)
     held = {
         name: len(seen)
         for name, seen in values.items()
@@ -61,8 +61,8 @@ def importance(results: Results) -> pd.DataFrame:
     return frame.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
 
-def too_few_trials(results: Results) -> str:
-    """Why there is no importance yet, in words; "" where trials are not what is missing."""
+def why_none(results: Results) -> str:
+    """Why there is no importance yet, in words; "" where there is no study to ask."""
     if results.population:
         return "not of a population, whose trials change them on the way"
     study, values = _study(results)

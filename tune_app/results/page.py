@@ -19,13 +19,13 @@ from plotly.offline import get_plotlyjs
 
 from tune_app.results import figures as draw
 from tune_app.results.frames import Results, load
-from tune_app.results.importance import importance, too_few_trials
+from tune_app.results.importance import importance, why_none
 from tune_app.results.parallel import parallel
 from tune_app.results.summary import by_scheduler, reproduce
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
     MINUS,
-    changes_in_words,
+    changes_by_step,
     count,
     duration,
     exported,
@@ -87,7 +87,7 @@ def report_page(results: Results) -> str:
             confirm=_confirm_rows(results),
             figures=figures,
             over=[figure["id"] for figure in over if figure],
-            too_few=too_few_trials(results) if table.empty else "",
+            too_few=why_none(results) if table.empty else "",
             schedulers=by_scheduler(results),
             cost=_cost(results),
             hosts=results.hosts,
@@ -228,10 +228,7 @@ def _best_values(results: Results) -> list[tuple[str, str]]:
         return []
     pairs = ((name, best[name]) for name in results.sampled)
     values = [(name, number(value, name)) for name, value in pairs if pd.notna(value)]
-    changes = results.configs.get(int(best["trial"]), {}).get("changes", [])
-    return values + [
-        (when, what) for when, _, what in (s.partition(": ") for s in changes_in_words(changes))
-    ]
+    return values + changes_by_step(results.changes(int(best["trial"])))
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:

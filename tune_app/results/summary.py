@@ -9,7 +9,7 @@ import pandas as pd
 from sqlalchemy import make_url
 
 from tune_app.results.frames import Results
-from tune_app.results.importance import importance, storage_url, too_few_trials
+from tune_app.results.importance import importance, storage_url, why_none
 from tune_app.results.words import (
     DASH,
     changes_in_words,
@@ -115,8 +115,8 @@ def _verdict(results: Results, width: int) -> str:
     best = results.best
     if best is not None and best["trial"] != 0 and sampled_values(best, results):
         lines.append(f"Best config: {sampled_values(best, results)}")
-        changes = results.configs.get(int(best["trial"]), {}).get("changes", [])
-        lines += [f"  {line}" for line in changes_in_words(changes)]
+        changes = changes_in_words(results.changes(int(best["trial"])))
+        lines += [f"  {line}" for line in changes]
     if exported(results):
         lines.append(exported(results))
     without = results.baseline.get("eval_loss", results.baseline.get("loss"))
@@ -182,7 +182,7 @@ def _by_scheduler(results: Results) -> str:
 def _importance(results: Results, width: int) -> str:
     frame = importance(results)
     if frame.empty:
-        few = too_few_trials(results)
+        few = why_none(results)
         return textwrap.fill(f"Importance of the hyperparameters: {few}.", width) if few else ""
     top = frame["importance"].max()
     rows = [

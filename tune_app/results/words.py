@@ -111,12 +111,17 @@ def exported(results: Results) -> str:
     return f"Exported prompts: {'validation' if split == 'valid' else split} {values} ({made})."
 
 
-def changes_in_words(changes: Iterable[Sequence[Any]]) -> list[str]:
-    """`after step 12: lr 9.6e-3, scheduler cosine` for each step of TrialConfig.changes."""
+def changes_by_step(changes: Iterable[Sequence[Any]]) -> list[tuple[str, str]]:
+    """TrialConfig.changes as pairs such as (`after step 12`, `lr 9.6e-3, scheduler cosine`)."""
     found: dict[int, list[str]] = {}
     for step, name, value in changes:
         found.setdefault(step, []).append(f"{name} {number(value, name)}")
-    return [f"after step {step}: {', '.join(values)}" for step, values in found.items()]
+    return [(f"after step {step}", ", ".join(values)) for step, values in found.items()]
+
+
+def changes_in_words(changes: Iterable[Sequence[Any]]) -> list[str]:
+    """`after step 12: lr 9.6e-3, scheduler cosine` for each step of TrialConfig.changes."""
+    return [f"{when}: {what}" for when, what in changes_by_step(changes)]
 
 
 @dataclass(frozen=True)
