@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -176,6 +177,13 @@ def test_a_pack_for_far_servers_is_cut(pack, token_bytes, request_tokens):
     from tune_app.backbones.swarm import tokens_per_request
 
     assert tokens_per_request(pack, token_bytes) == request_tokens
+
+
+def test_a_server_that_is_gone_is_no_distance():
+    from tune_app.backbones.swarm import farthest_s
+
+    assert farthest_s([0.001, math.inf, 0.003]) == 0.003
+    assert farthest_s([math.inf]) == 0.0
 
 
 def test_what_petals_client_sends_at_once_is_known():

@@ -6,8 +6,9 @@ Embeddings, final norm and head are small and run in this process, in the swarm'
 from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class SwarmBackbone:
         # A pack is at most what the servers take in one request: larger ones only make everybody
         # wait longer for their part of it.
         tokens = request_tokens or PETALS_REQUEST_TOKENS
-        if self._round_trip_s() < _FAR_S:
+        if farthest_s(self._manager.ping_aggregator.to_dict().values()) < _FAR_S:
             in_flight, at_once = 1 if self._is_one_server_here(peers) else 2, tokens
         else:
             in_flight = _FAR_PACKS
@@ -116,10 +117,6 @@ class SwarmBackbone:
         self._manager.shutdown()
         RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
         self._manager.dht.shutdown()
-
-    def _round_trip_s(self) -> float:
-        """To the farthest server that has been asked so far; 0 where none has answered yet."""
-        return max(self._manager.ping_aggregator.to_dict().values(), default=0.0)
 
     def _is_one_server_here(self, peers: Sequence[str]) -> bool:
         """Whether one server on this machine's processors runs all blocks: a second pack in flight
@@ -162,6 +159,11 @@ class SwarmBackbone:
                         f"{self._model.config.dht_prefix!r}: {error}"
                     ) from error
                 time.sleep(0.5)
+
+
+def farthest_s(round_trips: Iterable[float]) -> float:
+    """The longest of them. A server that is gone has none: Petals calls it infinitely far."""
+    return max(filter(math.isfinite, round_trips), default=0.0)
 
 
 def tokens_per_request(tokens_per_pack: int, token_bytes: int) -> int:
