@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tune_app.run_dir import RunDir
 
 # How often the page of a running search is rebuilt at most; it takes half a second of one core.
 _REFRESH_S = 10.0
+_REFRESH_SHARE = 0.03  # of the search's time that goes into it at most
 
 
 def write_all(run: RunDir, width: int = 100) -> str:
@@ -39,11 +41,14 @@ def kept_fresh(run: RunDir) -> Iterator[None]:
 
     def follow() -> None:
         seen = 0
-        while not ended.wait(_REFRESH_S):
+        took = 0.0
+        while not ended.wait(max(_REFRESH_S, took / _REFRESH_SHARE)):
             finished = sum(event["event"] == "trial_ended" for event in run.events())
             if finished != seen:
                 seen = finished
+                began = time.monotonic()
                 write_all(run)
+                took = time.monotonic() - began
 
     thread = threading.Thread(target=follow, name="report", daemon=True)
     thread.start()

@@ -336,7 +336,7 @@ def _finite(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def _plotly() -> str:
     """plotly.js, gzipped and in base64: 2 MB instead of 4.8, unpacked by the browser itself."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 
 @lru_cache(maxsize=1)
