@@ -91,7 +91,7 @@ class Trial:
         """
         try:
             if self._host is None:
-                self._host = _least_loaded(self.hosts)
+                self._host = _least_loaded(self.hosts, self._number)
                 self._ask("start", self._job, self.connection)
             while True:
                 update: Update = self._ask("next_update", self._number)
@@ -169,20 +169,22 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _least_loaded(hosts: tuple[Any, ...]) -> Any:
-    """The host with the fewest trials; waits while none is there because Ray restarts them."""
+def _least_loaded(hosts: tuple[Any, ...], trial: int) -> Any:
+    """The host with the fewest trials, and of several one after the other, since trials that begin
+    at the same time do not see each other. Waits while none is there because Ray restarts them."""
     deadline = time.monotonic() + _ANSWER_TIMEOUT_S
     while True:
         loads, dead = [], 0
         for i, load in enumerate([host.load.remote() for host in hosts]):
             try:
-                loads.append((ray.get(load, timeout=_ANSWER_TIMEOUT_S), i))
+                trials = ray.get(load, timeout=_ANSWER_TIMEOUT_S)
+                loads.append((trials, (i - trial) % len(hosts), i))
             except ray.exceptions.ActorUnavailableError:
                 continue
             except ray.exceptions.ActorDiedError:
                 dead += 1
         if loads:
-            return hosts[min(loads)[1]]
+            return hosts[min(loads)[2]]
         if dead == len(hosts) or time.monotonic() > deadline:
             raise MachinesFailed("no trial host is left")
         time.sleep(_RETRY_S)
