@@ -251,6 +251,57 @@ def test_a_cut_request_that_has_failed_is_computed_no_further(backbone):
     assert backbone.packs == [2]
 
 
+def trials_that_came_while_a_pack_ran(backbone, packer, works):
+    """Each of `works` in a thread of its own and in this order, with a pack of 4 rows before."""
+    backbone.slow_s = 0.3  # so that a pack waits 30 ms for the next request
+    backbone.gate.clear()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(as_member(packer), make_trial(backbone, MIXED[2]).request())
+        while not backbone.packs:
+            time.sleep(0.001)
+        futures = []
+        for i, work in enumerate(works):
+            futures.append(pool.submit(work))
+            while len(packer._waiting) <= i:
+                time.sleep(0.001)
+        backbone.gate.set()
+        for future in [first, *futures]:
+            future.result(STUCK_S)
+
+
+def steps(packer, trial, *needs_grad):
+    """A trial that wants gradients (True) or an evaluation (False), one after the other."""
+
+    def work():
+        with packer.member():
+            for wanted in needs_grad:
+                packer.run(trial.request(needs_grad=wanted))
+
+    return work
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_trials_a_step_or_two_apart_evaluate_together(backbone, behind):
+    one_row, two_rows = make_trial(backbone, MIXED[3]), make_trial(backbone, MIXED[1])
+    with packing(backbone) as packer:
+        ahead = steps(packer, one_row, False)
+        trials_that_came_while_a_pack_ran(
+            backbone, packer, [ahead, steps(packer, two_rows, *[True] * behind, False)]
+        )
+    assert backbone.packs == [4, *[2] * behind, 1 + 2]
+
+
+def test_an_evaluation_lets_no_more_than_two_packs_go_first(backbone):
+    one_row, two_rows = make_trial(backbone, MIXED[3]), make_trial(backbone, MIXED[1])
+    with packing(backbone) as packer:
+        trials_that_came_while_a_pack_ran(
+            backbone,
+            packer,
+            [steps(packer, one_row, False), steps(packer, two_rows, *[True] * 4)],
+        )
+    assert backbone.packs == [4, 2, 2, 1, 2, 2]
+
+
 def test_packs_in_flight_are_computed_at_the_same_time(backbone):
     backbone.slow_s = 0.2
     asked = [make_trial(backbone, MIXED[0]).request() for _ in range(4)]
