@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import trial as tune_trial
 
+from tune_app import trainable
 from tune_app.trainable import Trial
 from tune_app.trial_config import TrialConfig
 
@@ -132,3 +134,11 @@ def test_its_process_loads_neither_torch_nor_tune(trial: Trial, tmp_path: Path) 
     assert {"torch", "pandas", "ray.tune", "ray.train", "ray.data"}.isdisjoint(loaded)
     assert name == "trial-003 and later"
     assert not environment  # one of its own would cost a process of its own
+
+
+def test_trials_that_begin_at_once_go_to_the_hosts_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them sees the others: each finds that all hosts are as empty."""
+    hosts = tuple(SimpleNamespace(load=SimpleNamespace(remote=lambda n=n: n)) for n in (3, 1, 1, 1))
+    monkeypatch.setattr(trainable.ray, "get", lambda load, timeout: load)
+    chosen = [hosts.index(trainable._least_loaded(hosts, trial)) for trial in range(8)]
+    assert chosen == [1, 1, 2, 3, 1, 1, 2, 3]
