@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
-from tune_app.report import main, write_all
+from tune_app import report
+from tune_app.report import kept_fresh, main, write_all
 from tune_app.results import load, page
 from tune_app.results.page import run_names
 from tune_app.run_dir import RunDir
@@ -374,3 +375,25 @@ def test_the_comparison_opens_without_errors(browser: Any, tmp_path: Path):
     browser.get(out.as_uri())
     assert _draw_all(browser) == 1
     assert browser.get_log("browser") == []
+
+
+def test_a_page_that_takes_long_is_rebuilt_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 3 % of the time, one that takes 30 ms is rebuilt once a second; trials end faster."""
+    rebuilt = 0
+
+    def slow(run: RunDir) -> str:
+        nonlocal rebuilt
+        rebuilt += 1
+        run.append_event({"event": "trial_ended", "trial": rebuilt})
+        time.sleep(0.03)
+        return ""
+
+    monkeypatch.setattr(report, "_REFRESH_S", 0.01)
+    monkeypatch.setattr(report, "write_all", slow)
+    run = RunDir(tmp_path)
+    run.append_event({"event": "trial_ended", "trial": 0})
+    with kept_fresh(run):
+        time.sleep(0.5)
+    assert rebuilt == 1
