@@ -8,6 +8,7 @@ that see one unpadded row at a time.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,6 +278,18 @@ def test_local_limits_bound_what_is_kept_for_the_backward_pass(
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         backbone.blocks(embeds_BSH.requires_grad_(), None)
     assert sum(kept.values()) <= 8_000_000
+
+
+def test_hosts_of_one_machine_share_its_memory(folder, monkeypatch):
+    memory = SimpleNamespace(available=2 * 8_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    tokens = [
+        LocalBackbone(
+            folder, device="cpu", dtype="float32", memory_share=share
+        ).limits.tokens_per_pack
+        for share in (1.0, 0.5)
+    ]
+    assert 0 < tokens[1] == tokens[0] // 2
 
 
 def test_packs_respect_the_limits_that_the_backbone_names(backbone):

@@ -1,4 +1,4 @@
-"""Which trials the default scheduler stops, asked of Ray Tune's own, and how many run at once."""
+"""Which trials the default scheduler stops, asked of Ray Tune's own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from tune_app.config import SearchConfig
 from tune_app.searcher import METRIC
 from tune_app.trial_job import trial_name
-from tune_app.tuning import build_trial_scheduler, default_concurrency
+from tune_app.tuning import build_trial_scheduler
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,3 @@ def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> Non
 
 def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
     assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
-
-
-ROWS = SearchConfig(trials=100, batch_size=8, prompt_length=8, max_length=48)  # 448 tokens a step
-
-
-@pytest.mark.parametrize(
-    ("tokens_in_flight", "trials"),
-    [
-        (4096, 10),  # one full pack, the last trial's rows not all of them in it
-        (2 * 1024, 5),
-        (2 * 4096, 16),
-        (100, 2),  # one computes while the other does its optimizer step
-    ],
-)
-def test_trials_at_once_fill_what_the_hosts_compute(tokens_in_flight: int, trials: int) -> None:
-    assert default_concurrency(ROWS, tokens_in_flight) == trials
-
-
-@pytest.mark.parametrize(("trials", "at_once"), [(16, 5), (24, 8), (7, 2), (3, 2), (1, 1)])
-def test_a_short_search_runs_fewer_so_that_suggestions_follow_results(
-    trials: int, at_once: int
-) -> None:
-    assert default_concurrency(SearchConfig(trials=trials), 65536) == at_once

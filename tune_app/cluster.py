@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray._private.services
 
+from tune_app.concurrency import hosts_on_cpu, most_trials_at_once
 from tune_app.config import ConfigError, SearchConfig
 from tune_app.connection import connection_to, start_private_swarm
 from tune_app.host import TrialHost
@@ -116,9 +117,6 @@ def _usage_error(error: Exception) -> Exception:
 def _ray(config: SearchConfig) -> Iterator[str]:
     """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
     os.environ.update(_RAY_ENVIRONMENT)
-    if config.scheduler == "pbt":
-        # All trials at once: with more than 3 times the processors Ray would warn on stdout.
-        os.environ |= {"RAY_worker_maximum_startup_concurrency": str(config.trials)}
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
@@ -131,12 +129,16 @@ def _ray(config: SearchConfig) -> Iterator[str]:
                 f"--address: no Ray cluster answers at {config.address!r}: {error}"
             ) from error
     else:
+        # Ray starts a worker at once for each (logical) processor, so for each trial: they are
+        # ready when the hosts are. With 3 times as many as it may start at a time it would warn.
+        workers = max(os.cpu_count() or 1, most_trials_at_once(config))
+        os.environ |= {"RAY_worker_maximum_startup_concurrency": str(workers)}
         # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
         # that step everything it opens is on loopback.
         ray._private.services.resolve_ip_for_localhost = lambda host: host
         context = ray.init(
             address="local",  # or Ray joins any cluster that it finds on this machine
-            num_cpus=os.cpu_count(),
+            num_cpus=workers,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
@@ -175,6 +177,9 @@ def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
     use_gpu = config.backbone == "local" and gpus > 0 and (config.device or "cuda") != "cpu"
     nodes = len([node for node in ray.nodes() if node["Alive"]])
     count = config.hosts or (gpus if use_gpu else nodes)
+    here = config.address is None
+    if config.hosts is None and here and config.backbone == "local" and not use_gpu:
+        count = hosts_on_cpu(config, model)
     threads = max(1, (os.cpu_count() or 1) // max(1, count // nodes))
     host = ray.remote(TrialHost)
     return [

@@ -106,7 +106,7 @@ class SearchConfig:
     mlflow: str | None = None  # tracking URI of MLflow, which gets every trial as well
     wandb: str | None = None  # project of Weights & Biases, likewise
     dry_run: bool = False
-    hosts: int | None = None  # trial hosts; None: one per GPU or node
+    hosts: int | None = None  # trial hosts; None: `cluster.py` decides
     quiet: bool = False
     verbose: bool = False
 

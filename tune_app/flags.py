@@ -80,7 +80,8 @@ HELP = {
         "mlflow": "tracking URI of an MLflow that gets every trial, too: http://127.0.0.1:5000",
         "wandb": "project of Weights & Biases that gets every trial, too",
         "address": "Ray cluster to join (host:port or auto); without it, Ray starts here",
-        "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node",
+        "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node, "
+        "on a CPU one for 4 trials at once",
         "dry_run": "print the space, sample configs and the cost, and start nothing",
         "quiet": "only the result",
         "verbose": "everything, the logs of Ray and Petals too",

@@ -7,6 +7,8 @@ A Ray actor, but it knows nothing of Ray: `search.py` makes it one. Each trial i
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
 import time
 import traceback
@@ -83,9 +85,11 @@ class TrialHost:
 
         with self._connecting:
             if self._packer is None:
-                self._packer = Packer(
-                    open_backbone(self._config, self._model, connection), self._threads
-                )
+                share = self._threads / (os.cpu_count() or 1)
+                backbone = open_backbone(self._config, self._model, connection, share)
+                self._packer = Packer(backbone, self._threads)
+                # Else Python looks through all of torch for garbage, 0.2 s in which no trial runs.
+                gc.freeze()
             return self._packer
 
     def about(self) -> dict[str, Any]:
@@ -242,8 +246,10 @@ def keep_state(checkpoint: Path, step: int, state: bytes) -> None:
         old.unlink()
 
 
-def open_backbone(config: SearchConfig, model: str, connection: Connection) -> Backbone:
-    """The backbone that the search asks for.
+def open_backbone(
+    config: SearchConfig, model: str, connection: Connection, memory_share: float = 1.0
+) -> Backbone:
+    """The backbone that the search asks for, with this share of the machine's free memory.
 
     Raises BackboneUnavailable, and ConfigError where not even one row would fit into a pack.
     """
@@ -262,7 +268,7 @@ def open_backbone(config: SearchConfig, model: str, connection: Connection) -> B
     from tune_app.backbones.local import LocalBackbone
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = LocalBackbone(model, device=device, dtype=config.dtype)
+    backbone = LocalBackbone(model, device=device, dtype=config.dtype, memory_share=memory_share)
     check_longest_row(config, backbone.limits)
     return backbone
 

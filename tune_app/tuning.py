@@ -16,6 +16,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator
 
 from tune_app.cluster import Cluster
+from tune_app.concurrency import trials_at_once
 from tune_app.config import SearchConfig
 from tune_app.live import LiveView
 from tune_app.metrics import export_event
@@ -33,24 +34,8 @@ from tune_app.trial_job import number_of, trial_name
 if TYPE_CHECKING:
     from tune_app.ending import Ending
 
-# More would be suggested before any has ended: TPE needs a third fewer tokens with 1 or 2 at once
-# than with 8 (benchmarks/README.md).
-_MOST_TRIALS_AT_ONCE = 16
-_SHARE_AT_ONCE = 3  # a third of the search
 _RETRIES = 2  # of a trial whose host or swarm failed
 _FIRST_CONFIRMATION = 100_000  # their numbers: far from those of the study, which may grow
-
-
-def default_concurrency(config: SearchConfig, tokens_in_flight: int) -> int:
-    """Trials at once, so that their rows fill the packs (more would only wait for each other), and
-    so that most suggestions follow results.
-
-    tokens_in_flight: padded tokens that all hosts together compute at once (`Cluster`)
-    """
-    row_tokens = config.prompt_length + config.max_length
-    to_fill = -(-tokens_in_flight // (config.batch_size * row_tokens))
-    wanted = min(to_fill, _MOST_TRIALS_AT_ONCE, config.trials // _SHARE_AT_ONCE)
-    return min(max(2, wanted), config.trials)
 
 
 def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
@@ -296,9 +281,7 @@ def _fit(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=trials,
-            max_concurrent_trials=at_once
-            or config.concurrency
-            or default_concurrency(config, machines.tokens_in_flight),
+            max_concurrent_trials=at_once or trials_at_once(config, machines.tokens_in_flight),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

@@ -25,7 +25,11 @@ _ACTIVATIONS = {"llama": 17, "falcon": 17, "bloom": 35}
 class LocalBackbone:
     """Backbone over `AutoModelForCausalLM.from_pretrained(model)`; see the protocol."""
 
-    def __init__(self, model: str | Path, *, device: str, dtype: str) -> None:
+    def __init__(
+        self, model: str | Path, *, device: str, dtype: str, memory_share: float = 1.0
+    ) -> None:
+        """`memory_share` of the machine's free memory is for this one of several hosts; a GPU has
+        one host."""
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
         self._model = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=self.dtype)
         self._model.to(self.device).eval().requires_grad_(False)
@@ -36,6 +40,7 @@ class LocalBackbone:
         self.hidden_size = self._model.config.hidden_size
         self.num_blocks = len(layers)
         self.traffic = Traffic()
+        self._memory_share = memory_share
         self.limits = self._limits()
         self._deep_LBPH: torch.Tensor | None = None
         self._lock = threading.Lock()  # the hooks read what blocks() was called with
@@ -96,4 +101,4 @@ class LocalBackbone:
             return torch.cuda.mem_get_info(self.device)[0]
         import psutil
 
-        return psutil.virtual_memory().available
+        return int(psutil.virtual_memory().available * self._memory_share)
