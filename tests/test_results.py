@@ -391,3 +391,14 @@ def test_a_csv_keeps_its_shape_when_texts_hold_commas_quotes_and_line_breaks(run
     row = table[table["trial"] == 99].iloc[0]
     assert row["reason"] == 'a, "b"\n<script>alert(1)</script>'
     assert 'Trial 99 failed: a, "b"\n' in summary(load(run))
+
+
+@pytest.mark.parametrize(("retries", "said"), [(1, "1 retry,"), (3, "3 retries,")])
+def test_what_each_host_did_is_one_line(run: RunDir, retries: int, said: str) -> None:
+    ended = run.events()[-1]
+    run.append_event(ended | {"hosts": [ended["hosts"][0] | {"retries": retries}]})
+    line = next(line for line in summary(load(run), 200).splitlines() if "host-0" in line)
+    assert line == (
+        "host-0: packs 91% full, 121 rows/s, 5,830 tokens/s, 824 requests, "
+        f"{said} 31 s waiting for the backbone"
+    )

@@ -208,9 +208,9 @@ def host_lines(results: Results) -> list[str]:
         for key, unit in (("rows_per_s", "rows/s"), ("tokens_per_s", "tokens/s")):
             if isinstance(host.get(key), int | float):
                 parts.append(f"{count(host[key])} {unit}")
-        for key in ("requests", "retries"):  # of a swarm
+        for key, one in (("requests", "request"), ("retries", "retry")):  # of a swarm
             if isinstance(host.get(key), int | float) and host.get("requests"):
-                parts.append(f"{host[key]:,.0f} {key}")
+                parts.append(f"{host[key]:,.0f} {one if host[key] == 1 else key}")
         if isinstance(host.get("wait_s"), int | float):
             parts.append(f"{duration(host['wait_s'])} waiting for the backbone")
         lines.append(f"{host.get('host', 'host')}: {', '.join(parts)}")
