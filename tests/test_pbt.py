@@ -18,7 +18,8 @@ from synthetic_runs import write_run
 from benchmarks.kill_and_resume import Search, events
 from tune_app import train
 from tune_app.results import load, summary, write_tables
-from tune_app.results.page import comparison_page, report_page
+from tune_app.results.comparison import comparison_page
+from tune_app.results.page import report_page
 from tune_app.results.tables import best_yaml
 from tune_app.run_dir import RunDir
 from tune_app.search import main

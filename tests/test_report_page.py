@@ -19,8 +19,8 @@ from synthetic_runs import write_run
 
 from tune_app import report
 from tune_app.report import kept_fresh, main, write_all
-from tune_app.results import load, page
-from tune_app.results.page import run_names
+from tune_app.results import load, render
+from tune_app.results.comparison import run_names
 from tune_app.run_dir import RunDir
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -333,7 +333,7 @@ def test_the_drawn_plot_has_the_points_of_the_table_in_both_themes(browser: Any,
 def test_the_page_of_a_running_search_renews_itself_until_it_has_ended(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(page, "REFRESH_S", 1)
+    monkeypatch.setattr(render, "REFRESH_S", 1)
     run = write_run(tmp_path / "run", trials=4, ended=False)
 
     def state() -> str:

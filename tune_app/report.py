@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tune_app.config import ConfigError
 from tune_app.results import load, summary, write_tables
-from tune_app.results.page import comparison_page, write_report
+from tune_app.results.comparison import comparison_page
+from tune_app.results.page import write_report
 from tune_app.run_dir import RunDir
 
 # How often the page of a running search is rebuilt at most; it takes half a second of one core.

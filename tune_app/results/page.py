@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import html
-import json
 import math
-import time
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from plotly.offline import get_plotlyjs
 
 from tune_app.results import figures as draw
 from tune_app.results.frames import Results, load
 from tune_app.results.importance import importance, why_none
 from tune_app.results.parallel import parallel
+from tune_app.results.render import render
 from tune_app.results.summary import by_scheduler, reproduce
 from tune_app.results.tables import best_yaml
 from tune_app.results.words import (
@@ -34,12 +27,12 @@ from tune_app.results.words import (
     sampled_values,
     signed,
     standing,
+    state,
     verdict,
     with_spread,
 )
 from tune_app.run_dir import RunDir, Status
 
-REFRESH_S = 15  # how often the page of a search that runs loads itself again
 _TABLE_FIRST = ["trial", "status", "eval_loss"]
 _TABLE_LAST = ["step", "train_loss", "tokens", "seconds", "reason"]
 
@@ -65,102 +58,33 @@ def report_page(results: Results) -> str:
         draw.progress([("best so far", results)]),
         *over,
     ]
-    figures = {figure["id"]: figure for figure in shown if figure}
     best = results.best
     winner = None if best is None else int(best["trial"])
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=f"{results.run.path.name} \N{MIDDLE DOT} hyperparameter search",
-            refresh=REFRESH_S if results.running else None,
-            written=time.strftime("%Y-%m-%d %H:%M:%S"),
-            results=results,
-            settings=results.settings,
-            state=_state(results),
-            verdict=verdict(results),
-            winner=winner,
-            best_values=_best_values(results),
-            tiles=_tiles(results),
-            exported=exported(results),
-            without=results.baseline.get("eval_loss", results.baseline.get("loss")),
-            confirm=_confirm_rows(results),
-            figures=figures,
-            over=[figure["id"] for figure in over if figure],
-            too_few=why_none(results) if table.empty else "",
-            schedulers=by_scheduler(results),
-            cost=_cost(results),
-            hosts=results.hosts,
-            table=trial_table(results),
-            best_yaml=None if winner is None else best_yaml(results, winner),
-            reproduce=reproduce(results),
-            data=_json({"figures": list(figures.values()), "hover": hover_texts([results])[0]}),
-            plotly=_plotly(),
-        )
+    return render(
+        "report.html.j2",
+        [figure for figure in shown if figure],
+        running=results.running,
+        hover=hover_texts([results])[0],
+        title=f"{results.run.path.name} \N{MIDDLE DOT} hyperparameter search",
+        results=results,
+        settings=results.settings,
+        state=state(results),
+        verdict=verdict(results),
+        winner=winner,
+        best_values=_best_values(results),
+        tiles=_tiles(results),
+        exported=exported(results),
+        without=results.baseline.get("eval_loss", results.baseline.get("loss")),
+        confirm=_confirm_rows(results),
+        over=[figure["id"] for figure in over if figure],
+        too_few=why_none(results) if table.empty else "",
+        schedulers=by_scheduler(results),
+        cost=_cost(results),
+        hosts=results.hosts,
+        table=trial_table(results),
+        best_yaml=None if winner is None else best_yaml(results, winner),
+        reproduce=reproduce(results),
     )
-
-
-def comparison_page(several: Sequence[Results]) -> str:
-    """Several runs side by side as a string of HTML."""
-    names = run_names(several)
-    figure = draw.progress(zip(names, several, strict=True))
-    configs = [
-        {} if results.best is None else results.configs.get(int(results.best["trial"]), {})
-        for results in several
-    ]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    rows = [(key, [config.get(key) for config in configs]) for key in keys]
-    rows = [(key, values) for key, values in rows if any(value is not None for value in values)]
-    return (
-        _environment()
-        .get_template("comparison.html.j2")
-        .render(
-            title=f"Comparison of {plural(len(several), 'search').replace('searchs', 'searches')}",
-            refresh=REFRESH_S if any(results.running for results in several) else None,
-            written=time.strftime("%Y-%m-%d %H:%M:%S"),
-            runs=[
-                {
-                    "name": name,
-                    "results": results,
-                    "verdict": verdict(results),
-                    "state": _state(results),
-                    "settings": results.settings,
-                    "tokens": count(float(results.trials["tokens"].sum())),
-                    "standing": standing(results),
-                    "losses": [
-                        _losses(results, trial)
-                        for trial in (None if results.best is None else results.best["trial"], 0)
-                    ],
-                }
-                for name, results in zip(names, several, strict=True)
-            ],
-            comparable=len({(r.task, r.settings.get("train"), r.metric) for r in several}) == 1,
-            names=names,
-            rows=[(key, values, len({str(v) for v in values}) > 1) for key, values in rows],
-            figures={figure["id"]: figure} if figure else {},
-            data=_json({"figures": [figure] if figure else [], "hover": {}}),
-            plotly=_plotly(),
-        )
-    )
-
-
-def _losses(results: Results, trial: int | None) -> str:
-    """A trial's confirmed loss with its spread, or the one seed's of the search."""
-    rows = results.confirm[results.confirm["trial"] == trial]
-    if not rows.empty and rows.iloc[0]["seeds"]:
-        row = rows.iloc[0]
-        return f"{with_spread(row['mean'], row['spread'])}, {row['split']}"
-    rows = results.searched[results.searched["trial"] == trial]
-    return number(None if rows.empty else rows.iloc[0]["eval_loss"], "loss")
-
-
-def run_names(several: Sequence[Results]) -> list[str]:
-    """The folders' own names, with as many parents as it takes to tell them apart."""
-    paths = [results.run.path.parts for results in several]
-    depth = 1
-    while depth < max(map(len, paths)) and len({p[-depth:] for p in paths}) < len(set(paths)):
-        depth += 1
-    return ["/".join(path[-depth:]) for path in paths]
 
 
 def hover_texts(several: Sequence[Results]) -> list[dict[str, str]]:
@@ -212,14 +136,6 @@ def _cells(values: pd.Series, name: str) -> list[tuple[str, float | str]]:
         sort = math.inf if pd.isna(value) else float(value)
         cells.append((duration(sort) if name == "seconds" else number(value, name), sort))
     return cells
-
-
-def _state(results: Results) -> str:
-    if results.running:
-        return f"running, {len(results.searched)} of {results.planned} trials started"
-    if results.reason:
-        return f"ended: {results.reason}"
-    return "cut off" if len(results.trials) else "not started"
 
 
 def _best_values(results: Results) -> list[tuple[str, str]]:
@@ -311,45 +227,3 @@ def _cost(results: Results) -> list[tuple[str, str]]:
     if stopped:
         cost.append(("stopped early", plural(stopped, "trial")))
     return cost
-
-
-def _json(data: Any) -> str:
-    """JSON that may stand inside a script element: no NaN, and no `<` that could end it."""
-    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if value is None or value is pd.NA:
-        return None
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        # More than the page shows, less than a float's 17 digits; the tables keep them all.
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
-
-
-@lru_cache(maxsize=1)
-def _plotly() -> str:
-    """plotly.js, gzipped and in base64: 2 MB instead of 4.8, unpacked by the browser itself."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("tune_app.results", "assets"),
-        autoescape=select_autoescape(["html", "j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    folder = files("tune_app.results") / "assets"
-    environment.globals["css"] = (folder / "page.css").read_text("utf-8")
-    environment.globals["js"] = (folder / "page.js").read_text("utf-8")
-    environment.filters["number"] = number
-    return environment

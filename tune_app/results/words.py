@@ -76,6 +76,15 @@ def standing(results: Results) -> str:
     return ", ".join(f"{amount} {status}" for status, amount in results.counts.items())
 
 
+def state(results: Results) -> str:
+    """How far the search is: running, ended and why, cut off or not started."""
+    if results.running:
+        return f"running, {len(results.searched)} of {results.planned} trials started"
+    if results.reason:
+        return f"ended: {results.reason}"
+    return "cut off" if len(results.trials) else "not started"
+
+
 def figures(row: pd.Series, metric: str) -> str:
     """`loss 1.742, accuracy 0.413` of a trial's last report."""
     text = f"loss {number(row['eval_loss'], 'loss')}"
