@@ -32,6 +32,7 @@ _RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_MOST_STARTED_AHEAD = 32  # workers; each takes half a second of a processor
 _LOOK_S = 1.0  # how often Ray's own processes are looked at
 # Threads of a host's actor that answer trials; each running trial waits in at most one.
 _MOST_CALLS = 1000
@@ -131,8 +132,10 @@ def _ray(config: SearchConfig) -> Iterator[str]:
     else:
         # Ray starts a worker at once for each (logical) processor, so for each trial: they are
         # ready when the hosts are. With 3 times as many as it may start at a time it would warn.
-        workers = max(os.cpu_count() or 1, most_trials_at_once(config))
-        os.environ |= {"RAY_worker_maximum_startup_concurrency": str(workers)}
+        at_once = most_trials_at_once(config)
+        workers = max(os.cpu_count() or 1, min(at_once, _MOST_STARTED_AHEAD))
+        startup = str(max(workers, -(-at_once // 3)))
+        os.environ |= {"RAY_worker_maximum_startup_concurrency": startup}
         # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
         # that step everything it opens is on loopback.
         ray._private.services.resolve_ip_for_localhost = lambda host: host
