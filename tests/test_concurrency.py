@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tune_app.concurrency import hosts_on_cpu, most_trials_at_once, trials_at_once
+from tune_app.concurrency import (
+    hosts_on_cpu,
+    most_trials_at_once,
+    runs_at_once,
+    trials_at_once,
+)
 from tune_app.config import SearchConfig
 
 ROWS = SearchConfig(trials=100, batch_size=8, prompt_length=8, max_length=48)  # 448 tokens a step
@@ -34,9 +40,15 @@ def test_a_short_search_runs_fewer_so_that_suggestions_follow_results(
     assert trials_at_once(config, 65536) == most_trials_at_once(config) == at_once
 
 
+def test_a_confirmation_suggests_nothing_so_it_fills_the_packs() -> None:
+    config = replace(ROWS, trials=16)
+    assert trials_at_once(config, 4096) == 5
+    assert runs_at_once(config, 4096) == 10
+
+
 def test_what_the_user_says_goes() -> None:
     config = SearchConfig(trials=5, concurrency=20)
-    assert trials_at_once(config, 100) == 20  # the confirmation may have more runs than 5
+    assert trials_at_once(config, 100) == runs_at_once(config, 100) == 20
     assert most_trials_at_once(config) == 5
 
 

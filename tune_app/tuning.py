@@ -16,7 +16,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator
 
 from tune_app.cluster import Cluster
-from tune_app.concurrency import trials_at_once
+from tune_app.concurrency import runs_at_once, trials_at_once
 from tune_app.config import SearchConfig
 from tune_app.live import LiveView
 from tune_app.metrics import export_event
@@ -208,6 +208,7 @@ def confirm(
         stopping=stopping,
         say=live.say,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
+        at_once=runs_at_once(config, machines.tokens_in_flight),
     )
     _record_end(recorder, machines, ending)
 
