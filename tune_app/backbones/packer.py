@@ -14,11 +14,11 @@ import torch
 from tune_app.backbones import Backbone
 from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
 
-# How long a pack waits for the next request that may still come, at least and as a share of what a
-# pack takes, and in all twice that. Long enough for a trial to do its optimizer step or to write a
-# checkpoint, too short to be noticed.
-_LINGER_S = 0.004
+# How long a pack waits for the next request that may still come: a share of what a pack takes, at
+# least and at most so long, and in all twice that. Enough for a trial to do its optimizer step or
+# write a checkpoint, too short to be noticed, however long a pack has taken by chance.
 _LINGER_SHARE = 0.1
+_LINGER_S, _LONGEST_LINGER_S = 0.004, 0.02
 # So many packs with gradients an evaluation lets go first: with 2, three quarters as many packs as
 # with none do the same work on a swarm; 3 are no better.
 _MOST_PASSES = 2
@@ -172,7 +172,7 @@ class Packer:
 
     def _linger(self) -> None:
         """Waits for more requests: until it is worth no more, nobody comes or it takes too long."""
-        patience = max(_LINGER_S, _LINGER_SHARE * self._pack_s)
+        patience = max(_LINGER_S, min(_LINGER_SHARE * self._pack_s, _LONGEST_LINGER_S))
         latest = time.monotonic() + 2 * patience
         while self._waiting and not self._worth_starting():
             come, left = len(self._waiting), latest - time.monotonic()
