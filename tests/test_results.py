@@ -19,9 +19,8 @@ from synthetic_runs import write_run
 from tune_app.config import TrialConfig
 from tune_app.results import load, summary, write_tables
 from tune_app.results.confirmation import confirmation
-from tune_app.results.importance import MIN_TRIALS, importance
 from tune_app.results.summary import next_steps
-from tune_app.results.words import DASH, count, duration, number, verdict, with_spread
+from tune_app.results.words import verdict
 from tune_app.run_dir import RunDir, Status
 
 SHAPES = {
@@ -284,94 +283,6 @@ def test_tables_hold_what_the_frames_hold(run: RunDir):
     assert results.best is not None
     assert best["trial"] == results.configs[int(results.best["trial"])]
     assert TrialConfig(**best["trial"]).lr == results.best["lr"]
-
-
-def _study(run: RunDir, trials: int, storage: str | None = None, name: str = "tune_app") -> None:
-    """lr decides, weight_decay does nothing, num_cycles exists in every third trial."""
-
-    def objective(trial: optuna.Trial) -> float:
-        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
-        trial.suggest_float("weight_decay", 1e-5, 1e-1, log=True)
-        if trial.suggest_categorical("scheduler", ["linear", "cosine", "restarts"]) == "restarts":
-            trial.suggest_int("num_cycles", 1, 8)
-        return abs(math.log10(lr) + 2)
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage or f"sqlite:///{run.study_db}",
-        sampler=optuna.samplers.RandomSampler(seed=0),
-    )
-    study.optimize(objective, n_trials=trials)
-
-
-def test_importance_finds_what_mattered_and_says_what_it_rests_on(run: RunDir):
-    assert importance(load(run)).empty  # no study
-    _study(run, MIN_TRIALS + 20)
-    table = importance(load(run))
-    assert table["parameter"].iloc[0] == "lr"
-    assert table["importance"].iloc[0] > 0.5
-    assert table["importance"].sum() == pytest.approx(1)
-    trials = table.set_index("parameter")["trials"]
-    assert trials["lr"] == MIN_TRIALS + 20
-    assert "num_cycles" not in trials  # held by fewer than MIN_TRIALS
-    write_tables(run)
-    assert list(pd.read_csv(run.importance_csv)["parameter"]) == list(table["parameter"])
-    assert "importance (PED-ANOVA)" in summary(load(run))
-
-
-def test_importance_covers_conditional_parameters_once_enough_trials_held_them(run: RunDir):
-    _study(run, 90)
-    assert "num_cycles" in set(importance(load(run))["parameter"])
-
-
-def test_importance_is_silent_with_too_few_trials(run: RunDir):
-    _study(run, MIN_TRIALS - 1)
-    assert importance(load(run)).empty
-    few = f"too few complete trials (have {MIN_TRIALS - 1}, need {MIN_TRIALS})"
-    assert f"Importance of the hyperparameters: {few}.\n" in summary(load(run))
-
-
-def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):
-    study = f"sqlite:///{run.path / 'shared.db'}"
-    run.append_event({"event": "search_resumed", "study": "run-1234"})
-    run.write_atomic(run.search_yaml, yaml.safe_dump({"storage": study}))
-    _study(run, MIN_TRIALS, storage=study, name="run-1234")
-    assert not importance(load(run)).empty
-
-
-@pytest.mark.parametrize(
-    ("value", "name", "text"),
-    [
-        (0.012, "lr", "1.2e-2"),
-        (0.001, "lr", "1e-3"),
-        (0, "weight_decay", "0"),
-        (0, "accuracy", "0.000"),
-        (1.7421, "eval_loss", "1.742"),
-        (16.9, "eval_loss", "16.900"),
-        (math.nan, "eval_loss", "\N{EN DASH}"),
-        (None, "num_cycles", "\N{EN DASH}"),
-        (pd.NA, "step", "\N{EN DASH}"),
-        (4.0, "num_cycles", "4"),
-        (0.5, "num_cycles", "0.5"),
-        (True, "amsgrad", "yes"),
-        (78.1234, "perplexity", "78.12"),
-        ("cosine", "scheduler", "cosine"),
-    ],
-)
-def test_numbers_read_well(value: object, name: str, text: str):
-    assert number(value, name) == text
-
-
-def test_a_spread_has_the_digits_of_its_mean():
-    assert with_spread(2.0642, 4.6e-4) == "2.064 ± 0.000"
-    assert with_spread(2.0642, math.nan) == "2.064"
-    assert with_spread(math.nan, math.nan) == DASH
-
-
-def test_amounts_read_well():
-    assert [count(n) for n in (940, 12_340, 4_100_000)] == ["940", "12.3 k", "4.1 M"]
-    assert [duration(s) for s in (8.44, 185, 8040)] == ["8.4 s", "3 min 5 s", "2 h 14 min"]
 
 
 def test_results_import_neither_torch_nor_ray():
