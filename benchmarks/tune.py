@@ -55,8 +55,8 @@ def _steady_rows_per_s(
     reports: dict[int, list[dict[str, Any]]],
     workload: Workload,
     at_once: int,
-) -> float:
-    """Training rows per second while the first `at_once` trials all run.
+) -> float | None:
+    """Training rows per second while the first `at_once` trials all run; None if they never do.
 
     From the last one's start to the first one's end; a trial's steps between two of its reports are
     taken as evenly spread.
@@ -64,9 +64,11 @@ def _steady_rows_per_s(
     first = range(min(at_once, workload.trials))
     begin = max(started[number]["time"] for number in first)
     end = min(reports[number][-1]["time"] for number in first)
+    if end <= begin:
+        return None
     steps = 0.0
     for number in first:
         times = [started[number]["time"], *(report["time"] for report in reports[number])]
         done = [0, *(report["step"] for report in reports[number])]
         steps += float(np.interp(end, times, done) - np.interp(begin, times, done))
-    return steps * workload.rows / max(end - begin, 1e-9)
+    return steps * workload.rows / (end - begin)
