@@ -253,7 +253,7 @@ def test_a_cut_request_that_has_failed_is_computed_no_further(backbone):
 
 def trials_that_came_while_a_pack_ran(backbone, packer, works):
     """Each of `works` in a thread of its own and in this order, with a pack of 4 rows before."""
-    backbone.slow_s = 0.3  # so that a pack waits 30 ms for the next request
+    backbone.slow_s = 0.2  # so that a pack waits for the next request as long as it may
     backbone.gate.clear()
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(as_member(packer), make_trial(backbone, MIXED[2]).request())
