@@ -41,16 +41,17 @@ from pathlib import Path
 
 import optuna
 
+from tune_app.concurrency import trials_at_once
 from tune_app.config import SearchConfig, TrialConfig
 from tune_app.model_folder import model_folder
 from tune_app.reports import evaluation_steps
 from tune_app.search_space import load_space
 from tune_app.searcher import METRIC, StudySearcher, build_sampler
 from tune_app.trial_job import trial_name
-from tune_app.tuning import build_trial_scheduler, default_concurrency
+from tune_app.tuning import build_trial_scheduler
 
 STEPS, BATCH, TRIALS = 50, 8, 24
-AT_ONCE = default_concurrency(SearchConfig(), 4096)  # on the private swarm: 5
+AT_ONCE = trials_at_once(SearchConfig(), 4096)  # on the private swarm: 5
 RESULTS = Path(__file__).parent / "results"
 SPACE = """
 parameters:
