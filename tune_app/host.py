@@ -88,7 +88,7 @@ class TrialHost:
                 share = self._threads / (os.cpu_count() or 1)
                 backbone = open_backbone(self._config, self._model, connection, share)
                 self._packer = Packer(backbone, self._threads)
-                # Else Python looks through all of torch for garbage, 0.2 s in which no trial runs.
+                # Else Python looks through all of torch for garbage, 0.16 s in which no trial runs.
                 gc.freeze()
             return self._packer
 
