@@ -101,7 +101,7 @@ def _known(value: Callable[[], float]) -> float | None:
     try:
         return value()
     except (KeyError, ValueError):
-        return None  # an arm that was not run
+        return None  # an arm that was not run, or never ran in steady state
 
 
 class _Part:
@@ -117,7 +117,8 @@ class _Part:
         return median(row["seconds"] for row in self._by_arm[arm])
 
     def rows_per_s(self, arm: str) -> float:
-        return median(row["rows_per_s"] for row in self._by_arm[arm])
+        rates = [row["rows_per_s"] for row in self._by_arm[arm]]
+        return median(rate for rate in rates if rate is not None)
 
     def best(self, kinds: str) -> float:
         """Seconds of the fastest arm of these kinds, whatever runs at once in it."""

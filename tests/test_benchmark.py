@@ -49,12 +49,15 @@ def test_figures_are_ratios_of_medians() -> None:
         _row("R2", 60.0),
         *(_row("F8", seconds, rows_per_s=90.0) for seconds in (19.0, 20.0, 50.0)),
         _row("A8", 18.0, rows_per_s=100.0),
+        _row("F16", 29.0),  # too short for a steady state: no rate
+        _row("A16", 18.0, rows_per_s=100.0),
     ]
     found = {name: value for name, value, _ in figures.headline(rows)}
     assert found["swarm: E at its best ÷ F, wall time"] == 3.0
     assert found["swarm: E without reuse ÷ F"] == 4.5
     assert found["swarm: F's rows/s in steady state ÷ A's, 8 at once"] == 0.9
     assert found["local: E at its best ÷ F"] is None
+    assert found["swarm: F's rows/s in steady state ÷ A's, 16 at once"] is None
     table = figures.summarise(rows).set_index("arm")
     assert (table.loc["F8", ["runs", "seconds", "least", "most"]] == [3, 20.0, 19.0, 50.0]).all()
 
