@@ -1,14 +1,25 @@
-"""Which trials the default scheduler stops, asked of Ray Tune's own."""
+"""Which trials the default scheduler stops, and what short trials cost, by Ray Tune's classes."""
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray import tune
+from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
+from tune_app import cluster, tuning
+from tune_app.config import SearchConfig
+from tune_app.run_dir import RunDir
 from tune_app.searcher import METRIC
-from tune_app.trial_job import trial_name
+from tune_app.trial_job import Connection, trial_name
 from tune_app.tuning import build_trial_scheduler
 
 
@@ -57,3 +68,61 @@ def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> Non
 
 def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
     assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
+
+
+class Ends(Callback):
+    ended = 0
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        self.ended += 1
+
+
+class Numbers(Searcher):
+    """A job for each number; Tune asks for as many as it wants."""
+
+    def __init__(self) -> None:
+        super().__init__(METRIC, "min")
+        self._numbers = itertools.count()
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        return {"job": {"number": next(self._numbers)}}
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_trials_that_end_before_others_have_begun_cost_no_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Quick(tune.Trainable):  # in here, or Ray's processes would have to import this file
+        def setup(self, config: dict[str, Any]) -> None:
+            time.sleep(2 * min(config["job"]["number"], 1))  # only the first one begins at once
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {METRIC: 1.0, "done": True}
+
+    tune.register_trainable("Quick", Quick)
+    monkeypatch.setattr(tuning, "register_trial", lambda hosts, connection: "Quick")
+    config = SearchConfig()
+    recorder = Ends()
+    with cluster._ray(config):
+        tuning._fit(
+            config,
+            RunDir(tmp_path),
+            cluster.Cluster([], Connection(), {}, 0, ""),
+            name="search",
+            trials=30,
+            searcher=Numbers(),
+            scheduler=build_trial_scheduler("none", steps=1),
+            callbacks=[recorder],
+            stopping=lambda: False,
+            say=print,
+            at_once=4,
+        )
+        actors = ray._private.state.actors()
+    assert recorder.ended == 30
+    assert len(actors) <= 4  # of all, also of those that ended before they had begun

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -70,6 +71,20 @@ def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
         return TrialScheduler.CONTINUE if number_of(str(trial)) == 0 else decision
 
     scheduler.on_trial_result = on_trial_result
+    return scheduler
+
+
+def _keeps_actors(scheduler: TrialScheduler) -> TrialScheduler:
+    """Tune starts pending trials by itself, the latest in an actor that is free. A pending trial
+    that its scheduler chooses is given that actor too, even while its own one starts, which is then
+    thrown away: short trials would cost a process each."""
+    choose = scheduler.choose_trial_to_run
+
+    def choose_trial_to_run(controller: Any) -> Trial | None:
+        trial = choose(controller)
+        return trial if trial is not None and trial.status == Trial.PAUSED else None
+
+    scheduler.choose_trial_to_run = choose_trial_to_run
     return scheduler
 
 
@@ -280,7 +295,7 @@ def _fit(
             metric=METRIC,
             mode="min",
             search_alg=searcher,
-            scheduler=scheduler,
+            scheduler=_keeps_actors(scheduler),
             num_samples=trials,
             max_concurrent_trials=at_once or trials_at_once(config, machines.tokens_in_flight),
             reuse_actors=True,
