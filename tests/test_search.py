@@ -22,12 +22,20 @@ from tune_app.search import main
 SMALL = ["--trials", "3", "--steps", "5", "--batch-size", "2", "--confirm", "1"]
 
 
+def most_at_once(run: RunDir) -> int:
+    at_once = most = 0
+    for event in run.events():
+        at_once += {"trial_started": 1, "trial_ended": -1}.get(event["event"], 0)
+        most = max(most, at_once)
+    return most
+
+
 @pytest.mark.swarm
 @pytest.mark.slow
 def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     command = [sys.executable, "-m", "tune_app.search", *SMALL, "--confirm-seeds", "2"]
-    command += ["--scheduler", "none", "--out", str(run.path)]
+    command += ["--scheduler", "none", "--concurrency", "2", "--out", str(run.path)]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
 
@@ -40,6 +48,7 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     assert sorted(searched["trial"]) == [0, 1, 2]
     assert set(trials["status"]) == {"finished"}
     assert len(trials) == 3 + 2 * 2  # the best and the default, two seeds each
+    assert most_at_once(run) == 2  # of the search and of the confirmation
     default = searched.set_index("trial").loc[0]
     assert (default["lr"], default["scheduler"], default["weight_decay"]) == (1e-3, "linear", 0)
     study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run.study_db}")

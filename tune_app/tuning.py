@@ -168,6 +168,7 @@ def search(
                     "searcher": searcher,
                     "scheduler": build_trial_scheduler(config.scheduler, config.steps),
                     "callbacks": [recorder],
+                    "at_once": trials_at_once(config, machines.tokens_in_flight),
                 }
             )
             _fit(config, run, machines, name="search", stopping=ending, say=live.say, **how)
@@ -217,13 +218,15 @@ def confirm(
         machines,
         name="confirm",
         trials=1,  # of the grid
-        searcher=BasicVariantGenerator(),
+        # For this generator Tune ignores `max_concurrent_trials`.
+        searcher=BasicVariantGenerator(
+            max_concurrent=runs_at_once(config, machines.tokens_in_flight)
+        ),
         scheduler=FIFOScheduler(),
         callbacks=[recorder],
         stopping=stopping,
         say=live.say,
         param_space={"job": tune.grid_search([job | settings for job in jobs])},
-        at_once=runs_at_once(config, machines.tokens_in_flight),
     )
     _record_end(recorder, machines, ending)
 
@@ -297,7 +300,7 @@ def _fit(
             search_alg=searcher,
             scheduler=_keeps_actors(scheduler),
             num_samples=trials,
-            max_concurrent_trials=at_once or trials_at_once(config, machines.tokens_in_flight),
+            max_concurrent_trials=at_once,
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
