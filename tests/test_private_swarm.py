@@ -101,7 +101,8 @@ def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
 
 
 @pytest.mark.swarm
-def test_more_packs_are_in_flight_where_the_swarm_is_far(model):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes beside the client")
+def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
     from tune_app.backbones.swarm import SwarmBackbone
 
     def packs_in_flight(swarm):
@@ -111,8 +112,10 @@ def test_more_packs_are_in_flight_where_the_swarm_is_far(model):
         backbone.close()
         return backbone.limits.packs_in_flight
 
-    with private_swarm(model, threads=1) as near:
-        assert packs_in_flight(near) == 2
+    with private_swarm(model, threads=1) as one_server_here:
+        assert packs_in_flight(one_server_here) == 1
+    with private_swarm(model, servers=2, threads=1) as chain:
+        assert packs_in_flight(chain) == 2
     port = free_port()
     with (
         relay(to=port, delay_ms=50) as relay_port,

@@ -97,8 +97,7 @@ class PrivateSwarm:
         port: of the first server, the next ones take the next ports; 0: free ones
         announce_ports: what the servers tell others instead of their ports (a relay's), one each
         device: as torch names it; None: cuda where there is one
-        threads: of torch in each server; None: the processors but one, divided by
-            the servers, for a client and the servers' handlers take about one
+        threads: of torch in each server; None: all processors, divided by the servers
         Raises ConfigError with all mistakes found without importing torch.
         """
         layers = check_swarm(model, servers, replicas, port, announce_ports, device, dtype)
@@ -120,7 +119,7 @@ class PrivateSwarm:
             announce_ports=list(announce_ports),
             device=device,
             dtype=dtype,
-            threads=threads or max(1, ((os.cpu_count() or 1) - 1) // count),
+            threads=threads or max(1, (os.cpu_count() or 1) // count),
             max_batch_tokens=max_batch_tokens,
             folder=str(self._folder),
             caller_pid=os.getpid(),

@@ -45,8 +45,7 @@ _FAR_S = 0.02  # round trip; even a busy machine answers itself sooner
 # A stream of libp2p's carries this many bytes before the receiver has to agree to more, which takes
 # a round trip (yamux's first window). Every request has a stream of its own.
 _STREAM_WINDOW = 256 * 2**10
-_NEAR_PACKS = 2  # in flight: one is on its way while the other is computed
-_FAR_PACKS = 4  # 16 trials at 100 ms take 26 s with 2, 22 with 4, 24 with 8
+_FAR_PACKS = 4  # in flight: 16 trials at 100 ms take 26 s with 2, 22 with 4, 24 with 8
 _MOST_REQUESTS = 8  # of a pack that is cut for that: each is a pass of its own for the server
 
 
@@ -91,7 +90,7 @@ class SwarmBackbone:
         # wait longer for their part of it.
         tokens = request_tokens or PETALS_REQUEST_TOKENS
         if farthest_s(self._manager.ping_aggregator.to_dict().values()) < _FAR_S:
-            in_flight, at_once = _NEAR_PACKS, tokens
+            in_flight, at_once = 1 if self._is_one_server_here(peers) else 2, tokens
         else:
             in_flight = _FAR_PACKS
             at_once = tokens_per_request(tokens, self.hidden_size * self.dtype.itemsize)
@@ -118,6 +117,13 @@ class SwarmBackbone:
         self._manager.shutdown()
         RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
         self._manager.dht.shutdown()
+
+    def _is_one_server_here(self, peers: Sequence[str]) -> bool:
+        """Whether one server on this machine's processors runs all blocks: a second pack in flight
+        then hides neither latency nor another server's work, and halves the first."""
+        here = all(peer.startswith(("/ip4/127.", "/ip6/::1/")) for peer in peers)
+        route = self._manager.make_sequence(0, self.num_blocks, mode="max_throughput")
+        return here and len(route) == 1 and not torch.cuda.is_available()
 
     def _count_traffic(self) -> None:
         """Counts what the client asks of servers: its manager hears of each answer and failure,
