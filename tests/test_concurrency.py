@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,15 +39,14 @@ def test_a_short_search_runs_fewer_so_that_suggestions_follow_results(
     assert trials_at_once(config, 65536) == most_trials_at_once(config) == at_once
 
 
-def test_a_confirmation_suggests_nothing_so_it_fills_the_packs() -> None:
-    config = replace(ROWS, trials=16)
-    assert trials_at_once(config, 4096) == 5
-    assert runs_at_once(config, 4096) == 10
+def test_a_confirmation_suggests_nothing_so_all_of_its_runs_train_at_once() -> None:
+    config = SearchConfig()
+    assert runs_at_once(config) >= (1 + config.confirm) * config.confirm_seeds
 
 
 def test_what_the_user_says_goes() -> None:
     config = SearchConfig(trials=5, concurrency=20)
-    assert trials_at_once(config, 100) == runs_at_once(config, 100) == 20
+    assert trials_at_once(config, 100) == runs_at_once(config) == 20
     assert most_trials_at_once(config) == 5
 
 

@@ -34,17 +34,15 @@ def trials_at_once(config: SearchConfig, tokens_in_flight: int) -> int:
     """
     if config.concurrency is not None:
         return config.concurrency
-    return min(runs_at_once(config, tokens_in_flight), most_trials_at_once(config))
-
-
-def runs_at_once(config: SearchConfig, tokens_in_flight: int) -> int:
-    """The same for a confirmation, where nothing is suggested: --concurrency, or so many that
-    their rows fill the packs; more would only wait for each other."""
-    if config.concurrency is not None:
-        return config.concurrency
     row_tokens = config.prompt_length + config.max_length
     to_fill = -(-tokens_in_flight // (config.batch_size * row_tokens))
-    return min(max(2, to_fill), _MOST_TRIALS_AT_ONCE)
+    return min(max(2, to_fill), most_trials_at_once(config))
+
+
+def runs_at_once(config: SearchConfig) -> int:
+    """The same for a confirmation, where nothing is suggested: that of 12 runs the last two train
+    by themselves takes longer than that all of them take turns."""
+    return config.concurrency or _MOST_TRIALS_AT_ONCE
 
 
 def hosts_on_cpu(config: SearchConfig, model: Path) -> int:

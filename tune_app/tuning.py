@@ -219,9 +219,7 @@ def confirm(
         name="confirm",
         trials=1,  # of the grid
         # For this generator Tune ignores `max_concurrent_trials`.
-        searcher=BasicVariantGenerator(
-            max_concurrent=runs_at_once(config, machines.tokens_in_flight)
-        ),
+        searcher=BasicVariantGenerator(max_concurrent=runs_at_once(config)),
         scheduler=FIFOScheduler(),
         callbacks=[recorder],
         stopping=stopping,
