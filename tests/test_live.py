@@ -128,7 +128,7 @@ def test_a_confirmation_is_told_by_what_it_confirms(tmp_path: Path) -> None:
     live = LiveView(SearchConfig(trials=4, confirm_seeds=2), RunDir(tmp_path), stream)
     live.listen(STARTED)
     live.expect(3)
-    for number, of in ((100_001, 0), (100_501, 5), (100_502, 5)):
+    for number, of in ((100_001, 0), (100_502, 5), (100_501, 5)):  # as they happen to start
         live.listen(started(number, of=of))
     for number in (100_502, 100_001):
         live.listen(report(number, 100, 1.9))
@@ -144,7 +144,7 @@ def test_a_confirmation_takes_a_line_for_each_config_in_the_display(tmp_path: Pa
     live.listen(STARTED)
     live.expect(6)
     for of in (0, 5):
-        for seed in (1, 2, 3):
+        for seed in (2, 1, 3):
             live.listen(started(100_000 + 100 * of + seed, of=of))
     console = Console(file=io.StringIO(), width=80)
     console.print(live._draw())

@@ -186,7 +186,7 @@ class LiveView:
         if progress.confirmations:
             lines.add_row("confirm", self._bar(len(progress.confirmed), progress.confirmations))
             for of in dict.fromkeys(run.of for run in progress.running):
-                seeds = [run.seed_index for run in progress.running if run.of == of]
+                seeds = sorted(run.seed_index for run in progress.running if run.of == of)
                 text = ", ".join(map(str, seeds)) + f" of {self._config.confirm_seeds}"
                 lines.add_row("", f"{_confirmed(of)}, seed{'s' * (len(seeds) > 1)} {text}")
         else:

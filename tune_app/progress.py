@@ -12,6 +12,7 @@ from typing import Any
 
 from tune_app.config import SearchConfig
 from tune_app.run_dir import Status
+from tune_app.trial_job import seed_index_of
 
 Event = dict[str, Any]
 
@@ -107,7 +108,7 @@ class Progress:
 
     def _start(self, trial: int, event: Event) -> None:
         of = event.get("of")
-        index = 1 + sum(run.of == of for run in self.runs.values()) if of is not None else 0
+        index = seed_index_of(trial) if of is not None else 0
         self.runs[trial] = Run(trial, event.get("config") or {}, of, index)
         if self._first_started is None:
             self._first_started = self._clock()

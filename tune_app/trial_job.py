@@ -17,6 +17,20 @@ def number_of(name: str) -> int:
     return int(name.removeprefix("trial-"))
 
 
+# Numbers of confirmation runs begin far from those of the study, which may grow.
+FIRST_CONFIRMATION = 100_000
+
+
+def confirmation_number(of: int, seed_index: int) -> int:
+    """The number of the run that confirms a trial with its first, second, ... fresh seed."""
+    return FIRST_CONFIRMATION + of * 100 + seed_index
+
+
+def seed_index_of(number: int) -> int:
+    """Which fresh seed, from 1, the confirmation run of that number has."""
+    return number % 100
+
+
 @dataclass(frozen=True)
 class Connection:
     """The swarm that hosts connect to; no peers and no prefix for a local backbone.

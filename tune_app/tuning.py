@@ -30,13 +30,17 @@ from tune_app.run_dir import RunDir
 from tune_app.searcher import METRIC, StudySearcher, build_sampler
 from tune_app.study import missing_events, open_study, requeue_unfinished, study_name
 from tune_app.trainable import register_trial
-from tune_app.trial_job import number_of, trial_name
+from tune_app.trial_job import (
+    FIRST_CONFIRMATION,
+    confirmation_number,
+    number_of,
+    trial_name,
+)
 
 if TYPE_CHECKING:
     from tune_app.ending import Ending
 
 _RETRIES = 2  # of a trial whose host or swarm failed
-_FIRST_CONFIRMATION = 100_000  # their numbers: far from those of the study, which may grow
 
 
 def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
@@ -198,7 +202,7 @@ def confirm(
         for seed in range(1, config.confirm_seeds + 1):
             trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
             if (of, trial["seed"]) not in done:
-                number = _FIRST_CONFIRMATION + of * 100 + seed
+                number = confirmation_number(of, seed)
                 jobs.append({"number": number, "origin": "confirm", "of": of, "trial": trial})
     if not jobs:
         return
@@ -240,7 +244,7 @@ def _confirmed(run: RunDir) -> set[int]:
     return {
         event["trial"]
         for event in run.events()
-        if event["event"] == "trial_ended" and event["trial"] >= _FIRST_CONFIRMATION
+        if event["event"] == "trial_ended" and event["trial"] >= FIRST_CONFIRMATION
     }
 
 
