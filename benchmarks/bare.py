@@ -18,8 +18,8 @@ def run(workload: Workload, at_once: int) -> dict[str, Any]:
     """
     import torch
 
-    from tune_app.connection import connection_to
-    from tune_app.host import open_backbone
+    from tune_app.backbones.opening import open_backbone
+    from tune_app.serve.connection import connection_to
 
     torch.set_num_threads(torch.get_num_threads())
     config = workload.search_config(at_once)
@@ -41,10 +41,10 @@ def run(workload: Workload, at_once: int) -> dict[str, Any]:
 
 def _train_together(backbone, data, configs) -> list[float]:
     """The final evaluation loss of each trial; all of them have the same number of steps."""
-    from tune_app.optim import build_optimizer, build_scheduler
-    from tune_app.prompts import PromptTunedModel
-    from tune_app.reports import evaluation_steps
-    from tune_app.tasks import DataOrder
+    from tune_app.run.trial_report import evaluation_steps
+    from tune_app.tasks.data import DataOrder
+    from tune_app.train.optim import build_optimizer, build_scheduler
+    from tune_app.train.prompt_model import PromptTunedModel
 
     models = [
         PromptTunedModel(backbone, None, data.task, len(data.class_names), config)
@@ -79,8 +79,8 @@ def _train_together(backbone, data, configs) -> list[float]:
 
 def _one_pack(backbone, models, batches, *, needs_grad: bool):
     """All requests in one call; Petals' client cuts it into chunks and sends them together."""
-    from tune_app.backbones import PackLimits
     from tune_app.backbones.packing import plan, run_pack
+    from tune_app.backbones.protocol import PackLimits
 
     requests = [
         model.request(batch, needs_grad=needs_grad)

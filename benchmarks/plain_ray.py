@@ -65,8 +65,8 @@ def train(config: dict[str, Any], workload: Workload, data: Any) -> None:
     from ray import tune
     from transformers import get_scheduler
 
-    from tune_app.reports import evaluation_steps
-    from tune_app.tasks import DataOrder
+    from tune_app.run.trial_report import evaluation_steps
+    from tune_app.tasks.data import DataOrder
 
     trial = config["trial"]
     model = _petals_model(workload, data) if workload.peers else _local_model(workload, data)
@@ -103,7 +103,7 @@ def _petals_model(workload: Workload, data: Any) -> Any:
         AutoDistributedModelForCausalLM,
         AutoDistributedModelForSequenceClassification,
     )
-    from tune_app.private_swarm import dht_prefix_of
+    from tune_app.serve.supervisor import dht_prefix_of
 
     options = {
         "initial_peers": list(workload.peers),

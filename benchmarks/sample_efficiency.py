@@ -41,14 +41,14 @@ from pathlib import Path
 
 import optuna
 
-from tune_app.concurrency import trials_at_once
-from tune_app.config import SearchConfig, TrialConfig
-from tune_app.model_folder import model_folder
-from tune_app.reports import evaluation_steps
-from tune_app.search_space import load_space
-from tune_app.searcher import METRIC, StudySearcher, build_sampler
-from tune_app.trial_job import trial_name
-from tune_app.tuning import build_trial_scheduler
+from tune_app.models.folder import model_folder
+from tune_app.run.search_config import SearchConfig, TrialConfig
+from tune_app.run.trial_report import evaluation_steps
+from tune_app.search.concurrency import trials_at_once
+from tune_app.search.ray_tune.searcher import METRIC, StudySearcher, build_sampler
+from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.tuning import build_trial_scheduler
+from tune_app.study.yaml_space import load_space
 
 STEPS, BATCH, TRIALS = 50, 8, 24
 AT_ONCE = trials_at_once(SearchConfig(), 4096)  # on the private swarm: 5
@@ -117,9 +117,9 @@ class Curves:
 
         from tune_app.backbones.local import LocalBackbone
         from tune_app.backbones.packer import Packer
-        from tune_app.prompts import PromptTunedModel
-        from tune_app.tasks import load_task_data
-        from tune_app.training import TrainingRun
+        from tune_app.tasks.loading import load_task_data
+        from tune_app.train.loop import TrainingRun
+        from tune_app.train.prompt_model import PromptTunedModel
 
         model = str(model_folder("demo"))
         data = load_task_data(SearchConfig(), AutoTokenizer.from_pretrained(model))

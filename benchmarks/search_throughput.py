@@ -26,7 +26,7 @@ from benchmarks import figures, machine
 from benchmarks.arms import ARMS
 from benchmarks.relay import free_port, relay
 from benchmarks.workload import Workload, write_data
-from tune_app.private_swarm import private_swarm
+from tune_app.serve.supervisor import private_swarm
 
 PARTS = ("throughput", "memory", "latency", "overhead", "default")
 _RELAY_DELAY_MS = 50.0  # in each direction: a round trip of 100 ms

@@ -15,8 +15,8 @@ from benchmarks.workload import Workload
 def run(workload: Workload, at_once: int) -> dict[str, Any]:
     """Timed: from the event search_started to search_ended, so with Ray, hosts and swarm ready and
     the model loaded; suggestions, the study, early-stopping hooks, events and loggers included."""
-    from tune_app.run_dir import RunDir
-    from tune_app.search import main
+    from tune_app.run.run_dir import RunDir
+    from tune_app.search.cli import main
 
     folder = Path(tempfile.mkdtemp(prefix="tune_app-bench-"))
     try:

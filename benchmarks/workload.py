@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import optuna
 
-from tune_app.config import BackboneKind, SearchConfig, Task, TrialConfig
-from tune_app.model_folder import model_folder
-from tune_app.optuna_space import SearchSpace
-from tune_app.search_space import load_space
-from tune_app.searcher import build_sampler
+from tune_app.models.folder import model_folder
+from tune_app.run.search_config import BackboneKind, SearchConfig, Task, TrialConfig
+from tune_app.search.ray_tune.searcher import build_sampler
+from tune_app.study.space import SearchSpace
+from tune_app.study.yaml_space import load_space
 from tune_app.tasks.stdlib_text import docstring_packages
 
 REQUEST_TOKENS = 4096  # half of what the servers take
@@ -100,7 +100,7 @@ class Workload:
         """The tokenised splits (TaskData), as the search itself loads them."""
         from transformers import AutoTokenizer
 
-        from tune_app.tasks import load_task_data
+        from tune_app.tasks.loading import load_task_data
 
         return load_task_data(self.search_config(1), AutoTokenizer.from_pretrained(self.model))
 

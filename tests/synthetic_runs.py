@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tune_app.config import TrialConfig
-from tune_app.run_dir import RunDir
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import TrialConfig
 
 SAMPLED = ["lr", "scheduler", "warmup_steps", "weight_decay", "num_cycles"]
 SCHEDULERS = ["linear", "cosine", "cosine_with_restarts", "constant_with_warmup", "polynomial"]

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny_models import write_tiny_model
 from tests.trained import CLASSES, train_run, write_rows
-from tune_app import apply
-from tune_app.inference import class_logits, next_token_logits, open_prompts
-from tune_app.prompts_folder import read_about, read_weights
-from tune_app.results import load
-from tune_app.run_dir import RunDir
+from tune_app.apply import cli as apply
+from tune_app.apply.inference import class_logits, next_token_logits, open_prompts
+from tune_app.apply.prompts_folder import read_about, read_weights
+from tune_app.report.results import load
+from tune_app.run.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_head_that_has_seen_enough(run):
     [("llama", "classification", "deep_ptune"), ("bloom", "causal-lm", "ptune")],
 )
 def test_the_documented_snippet_gives_our_logits(family, task, mode, tmp_path, monkeypatch):
-    from tune_app.private_swarm import private_swarm
+    from tune_app.serve.supervisor import private_swarm
 
     run = RunDir(train_run(tmp_path, f"--tuning-mode={mode}", task=task, family=family))
     (snippet,) = re.findall(

@@ -25,10 +25,10 @@ from tests.trials import (
     make_trial,
     same_bits,
 )
-from tune_app.backbones import BackboneUnavailable
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packing import Part, run_pack
-from tune_app.private_swarm import private_swarm
+from tune_app.backbones.protocol import BackboneUnavailable
+from tune_app.serve.supervisor import private_swarm
 
 # Rows of different lengths, so that there is padding, and one that fills the batch.
 LENGTHS = (9, 4, 6)

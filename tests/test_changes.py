@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.training_runs import make_run, random_data, reports_of, tiny_backbone, without_time
-from tune_app.optim import build_scheduler
-from tune_app.tasks import DataOrder
-from tune_app.training import is_of
-from tune_app.trial_config import TrialConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.tasks.data import DataOrder
+from tune_app.train.loop import is_of
+from tune_app.train.optim import build_scheduler
 
 BEFORE = TrialConfig(lr=0.05, warmup_steps=2, steps=10, batch_size=4, weight_decay=0.01)
 LATER = {"lr": 0.02, "weight_decay": 0.3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-4}

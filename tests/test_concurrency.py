@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tune_app.concurrency import (
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.concurrency import (
     hosts_on_cpu,
     most_trials_at_once,
     runs_at_once,
     trials_at_once,
 )
-from tune_app.config import SearchConfig
 
 ROWS = SearchConfig(trials=100, batch_size=8, prompt_length=8, max_length=48)  # 448 tokens a step
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_app.config import (
+from tune_app.run.flags import HELP, build_parser, parse_search_args
+from tune_app.run.search_config import (
     SCHEDULER_ARGUMENTS,
     ConfigError,
     SearchConfig,
     TrialConfig,
     check_search_config,
 )
-from tune_app.flags import HELP, build_parser, parse_search_args
 
 PEER = "/ip4/10.1.2.3/tcp/31337/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
@@ -50,7 +50,7 @@ def test_every_field_is_a_flag_with_help():
 
 def test_help_is_quick_and_exits_with_0():
     code = (
-        "import sys\nfrom tune_app.flags import parse_search_args\n"
+        "import sys\nfrom tune_app.run.flags import parse_search_args\n"
         "try: parse_search_args(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'ray', 'transformers', 'optuna'} & set(sys.modules)"

@@ -18,11 +18,11 @@ from pages import lines_of
 from shell import background, shell
 
 from benchmarks.relay import free_port
-from tune_app.live import token_command
-from tune_app.results import load
-from tune_app.results.summary import next_steps
-from tune_app.run_dir import RunDir
-from tune_app.study import STUDY_NAME
+from tune_app.report.results import load
+from tune_app.report.summary import next_steps
+from tune_app.run.run_dir import RunDir
+from tune_app.search.live import token_command
+from tune_app.study.storage import STUDY_NAME
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 180

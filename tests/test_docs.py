@@ -22,10 +22,13 @@ from tiny_models import write_tiny_model
 from trained import write_rows
 
 from benchmarks.relay import free_port
-from tune_app import apply, report, search, train
-from tune_app.flags import parse_search_args
-from tune_app.results import load
-from tune_app.run_dir import RunDir
+from tune_app.apply import cli as apply
+from tune_app.report import cli as report
+from tune_app.report.results import load
+from tune_app.run.flags import parse_search_args
+from tune_app.run.run_dir import RunDir
+from tune_app.search import cli as search
+from tune_app.train import cli as train
 
 OURS = r"python -m tune_app\.(?!search --(mlflow|wandb) )"
 # The test file -> how the lines begin that it runs.
@@ -230,7 +233,7 @@ def test_apply_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.swarm
-@pytest.mark.parametrize("line", lines_of("python -m tune_app.private_swarm"))
+@pytest.mark.parametrize("line", lines_of("python -m tune_app.serve"))
 def test_a_private_swarm_starts_and_names_the_search(line: str, home: Path) -> None:
     here = {"HOME": str(home)}
     ready = r"(python -m tune_app\.search .*)\n(?s:.*)Ctrl-C ends the swarm"
@@ -245,13 +248,9 @@ def test_the_excerpt_of_the_readme_is_of_the_recording() -> None:
         assert line in recording or line.strip() in ("...", ""), line
 
 
-def test_readme_lists_every_module_and_page() -> None:
+def test_readme_lists_every_room_and_page() -> None:
     readme = (ROOT / "README.md").read_text()
-    for path in sorted((ROOT / "tune_app").glob("*.py")):
-        assert (
-            path.stem == "__init__"
-            or f"`{path.name}`" in readme
-            or (f"`tune_app/{path.name}`" in readme)
-        ), path.name
+    for room in sorted((ROOT / "tune_app").glob("*/__init__.py")):
+        assert f"`tune_app/{room.parent.name}/`" in readme, room.parent.name
     for path in PAGES:
         assert path.name == "README.md" or f"docs/{path.name}" in readme, path.name

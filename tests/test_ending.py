@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tune_app.config import SearchConfig
-from tune_app.ending import Ending, interruptible
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.stop_conditions import Ending, interruptible
 
 
 def report(trial: int, step: int, tokens: int = 0) -> dict:

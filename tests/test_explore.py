@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tune_app.checks import check_everything
-from tune_app.config import ConfigError, SearchConfig
-from tune_app.explore import check_population, explore
-from tune_app.optuna_space import contains
-from tune_app.search_space import load_space
-from tune_app.trial_config import CHANGEABLE
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.trial_config import CHANGEABLE
+from tune_app.search.checks import check_everything
+from tune_app.study.explore import check_population, explore
+from tune_app.study.space import contains
+from tune_app.study.yaml_space import load_space
 
 
 @pytest.mark.parametrize("name", ["default", "conditional", "deep"])

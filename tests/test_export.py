@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.trained import CLASSES, train_run
-from tune_app.config import ConfigError, SearchConfig, TrialConfig
-from tune_app.export import export_best
-from tune_app.prompts_folder import read_about, read_weights
-from tune_app.results import load, summary
-from tune_app.results.page import report_page
-from tune_app.results.words import exported
-from tune_app.run_dir import RunDir
+from tune_app.apply.export import export_best
+from tune_app.apply.prompts_folder import read_about, read_weights
+from tune_app.report.page.page import report_page
+from tune_app.report.results import load
+from tune_app.report.summary import summary
+from tune_app.report.words import exported
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks.kill_and_resume import Search, check_nothing_is_lost, ended, events
 from tests.trained import flags
-from tune_app import train
-from tune_app.checks import check_same_data
-from tune_app.config import ConfigError, SearchConfig
-from tune_app.results import load
-from tune_app.run_dir import RunDir
-from tune_app.search import main
+from tune_app.report.results import load
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.search.checks import check_same_data
+from tune_app.search.cli import main
+from tune_app.train import cli as train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.kill_and_resume import Search, check_nothing_is_lost, ended, events, reports
-from tune_app.run_dir import RunDir
+from tune_app.run.run_dir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -85,7 +85,7 @@ def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Pat
     search = Search(*SMALL, *given)
     assert search.wait_until(lambda: reports(run) >= 2)
     for process in psutil.Process(search.process.pid).children(recursive=True):
-        if any("tune_app.private_swarm" in word for word in process.cmdline()):
+        if any("tune_app.serve" in word for word in process.cmdline()):
             process.kill()
     code, said = search.wait(), search.process.stderr.read()
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tune_app.config import ConfigError, SearchConfig, TrialConfig
-from tune_app.host import TrialHost
-from tune_app.model_folder import model_folder
-from tune_app.reports import Update
-from tune_app.run_dir import kept_state
-from tune_app.trial_job import Connection, TrialJob
+from tune_app.models.folder import model_folder
+from tune_app.run.run_dir import kept_state
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
+from tune_app.run.trial_report import Update
+from tune_app.search.ray_tune.host import TrialHost
+from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.serve.connection import Connection
 
 CONFIG = SearchConfig(backbone="local", device="cpu")
 SHORT = TrialConfig(steps=4, batch_size=2, lr=1e-2)

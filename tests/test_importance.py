@@ -11,9 +11,11 @@ import pytest
 import yaml
 from synthetic_runs import write_run
 
-from tune_app.results import load, summary, write_tables
-from tune_app.results.importance import MIN_TRIALS, importance
-from tune_app.run_dir import RunDir
+from tune_app.report.importance import MIN_TRIALS, importance
+from tune_app.report.results import load
+from tune_app.report.summary import summary
+from tune_app.report.tables import write_tables
+from tune_app.run.run_dir import RunDir
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tune_app.config import SearchConfig
-from tune_app.live import LiveView, hosts_in_words, token_command
-from tune_app.progress import Progress
-from tune_app.results.words import DASH
-from tune_app.run_dir import RunDir
+from tune_app.report.words import DASH
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.live import LiveView, hosts_in_words, token_command
+from tune_app.search.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 STARTED = {
@@ -260,10 +260,10 @@ def test_the_token_command_runs() -> None:
 
 _CTRL_C = """
 import sys, time
-from tune_app.config import SearchConfig
-from tune_app.ending import Ending, interruptible
-from tune_app.live import LiveView
-from tune_app.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.search.live import LiveView
+from tune_app.run.run_dir import RunDir
 config = SearchConfig()
 ending = Ending(config)
 with LiveView(config, RunDir(sys.argv[1])) as live, interruptible(ending, live.say):

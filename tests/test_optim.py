@@ -11,8 +11,8 @@ import transformers
 from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from tune_app.optim import build_optimizer, build_scheduler
-from tune_app.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
+from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
+from tune_app.train.optim import build_optimizer, build_scheduler
 
 STEPS = 37
 NAMES = [scheduler.value for scheduler in SchedulerType]

@@ -13,9 +13,9 @@ import torch
 
 from tests.tiny_models import write_tiny_model
 from tests.trials import MIXED, VOCAB, Spec, make_trial, tensors
-from tune_app.backbones import BackboneUnavailable, PackLimits
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import Packer, run_alone
+from tune_app.backbones.protocol import BackboneUnavailable, PackLimits
 
 STUCK_S = 20.0  # far beyond what anything here takes
 

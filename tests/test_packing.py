@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.tiny_models import write_tiny_model
 from tests.trials import MIXED, VOCAB, Spec, float64_throughout, make_trial, same_bits, tensors
-from tune_app.backbones import BackboneUnavailable, PackLimits
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.backbones.packing import Answer, Part, Request, assemble, plan, run_pack, run_parts
+from tune_app.backbones.protocol import BackboneUnavailable, PackLimits
 
 no_deadline = settings(deadline=None, max_examples=60)
 

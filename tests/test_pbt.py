@@ -16,14 +16,15 @@ import yaml
 from synthetic_runs import write_run
 
 from benchmarks.kill_and_resume import Search, events
-from tune_app import train
-from tune_app.results import load, summary, write_tables
-from tune_app.results.comparison import comparison_page
-from tune_app.results.page import report_page
-from tune_app.results.tables import best_yaml
-from tune_app.run_dir import RunDir
-from tune_app.search import main
-from tune_app.trial_config import TrialConfig
+from tune_app.report.page.comparison import comparison_page
+from tune_app.report.page.page import report_page
+from tune_app.report.results import load
+from tune_app.report.summary import summary
+from tune_app.report.tables import best_yaml, write_tables
+from tune_app.run.run_dir import RunDir
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.cli import main
+from tune_app.train import cli as train
 
 TRIALS, STEPS = 6, 15
 HOPELESS = """\

@@ -9,12 +9,12 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from tune_app.config import SearchConfig
-from tune_app.population import Population
-from tune_app.search_space import load_space
-from tune_app.searcher import METRIC
-from tune_app.trial_config import TrialConfig
-from tune_app.trial_job import trial_name
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.ray_tune.population import Population
+from tune_app.search.ray_tune.searcher import METRIC
+from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.study.yaml_space import load_space
 
 
 @dataclass

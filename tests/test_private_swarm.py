@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, BloomForCausalLM
 
 from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
-from tune_app.config import ConfigError
-from tune_app.private_swarm import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
+from tune_app.run.search_config import ConfigError
+from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
 
 TOKENS_BT = torch.arange(24).reshape(2, 12)
 
@@ -127,7 +127,7 @@ def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
 @pytest.mark.swarm
 @pytest.mark.parametrize(("end", "code"), [("SIGINT", 0), ("SIGTERM", 0), ("SIGKILL", -9)])
 def test_command_leaves_nothing_behind(model, end, code):
-    command = [sys.executable, "-m", "tune_app.private_swarm", str(model)]
+    command = [sys.executable, "-m", "tune_app.serve", str(model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = iter(process.stdout.readline, "Ctrl-C ends the swarm.\n")

@@ -13,8 +13,8 @@ from tests.tiny_models import write_tiny_model
 from tests.trials import CLASSES, MIXED, VOCAB, float64_throughout, make_trial, random_dataset
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
-from tune_app.prompts import PromptTunedModel
-from tune_app.trial_config import TrialConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.train.prompt_model import PromptTunedModel
 
 HIDDEN, BLOCKS = 32, 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tune_app.config import ConfigError
+from tune_app.run.search_config import ConfigError
 from tune_app.tasks.readers import class_order, read_texts
 
 FRAME = pd.DataFrame({"text": ['he said "no"', "NA", "two, three"], "label": [1, 0, 1]})

@@ -10,11 +10,11 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 
-from tune_app.config import TrialConfig
-from tune_app.recorder import Recorder
-from tune_app.run_dir import RunDir
-from tune_app.trainable import MachinesFailed, TrialFailed
-from tune_app.trial_job import trial_name
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import TrialConfig
+from tune_app.search.ray_tune.recorder import Recorder
+from tune_app.search.ray_tune.trainable import MachinesFailed, TrialFailed
+from tune_app.search.ray_tune.trial_job import trial_name
 
 STEPS = 20
 

@@ -17,11 +17,13 @@ import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
-from tune_app import report
-from tune_app.report import kept_fresh, main, write_all
-from tune_app.results import load, render
-from tune_app.results.comparison import run_names
-from tune_app.run_dir import RunDir
+from tune_app.report import write as report
+from tune_app.report.cli import main
+from tune_app.report.page import render
+from tune_app.report.page.comparison import run_names
+from tune_app.report.results import load
+from tune_app.report.write import kept_fresh, write_all
+from tune_app.run.run_dir import RunDir
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_app.reports import EVALUATIONS, Report, Usage, evaluation_steps, kept, outcome
-from tune_app.run_dir import Status
+from tune_app.run.run_dir import Status
+from tune_app.run.trial_report import EVALUATIONS, Report, Usage, evaluation_steps, kept, outcome
 
 REPORT = Report(
     step=20,

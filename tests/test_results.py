@@ -16,12 +16,13 @@ import pytest
 import yaml
 from synthetic_runs import write_run
 
-from tune_app.config import TrialConfig
-from tune_app.results import load, summary, write_tables
-from tune_app.results.confirmation import confirmation
-from tune_app.results.summary import next_steps
-from tune_app.results.words import verdict
-from tune_app.run_dir import RunDir, Status
+from tune_app.report.confirmation import confirmation
+from tune_app.report.results import load
+from tune_app.report.summary import next_steps, summary
+from tune_app.report.tables import write_tables
+from tune_app.report.words import verdict
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import TrialConfig
 
 SHAPES = {
     "usual": {},
@@ -287,7 +288,7 @@ def test_tables_hold_what_the_frames_hold(run: RunDir):
 
 def test_results_import_neither_torch_nor_ray():
     code = (
-        "import sys, tune_app.results;"
+        "import sys, tune_app.report.results;"
         "print({'torch', 'transformers', 'ray', 'petals'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune_app.config import ConfigError
-from tune_app.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import ConfigError
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(run: RunDir, monkeypatch: pytest
 
 _HOLD = """
 import sys, time
-from tune_app.config import ConfigError
-from tune_app.run_dir import RunDir
+from tune_app.run.search_config import ConfigError
+from tune_app.run.run_dir import RunDir
 with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)

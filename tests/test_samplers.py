@@ -12,11 +12,11 @@ import optuna
 import pandas as pd
 import pytest
 
-from tune_app.config import SearchConfig
-from tune_app.optuna_space import SearchSpace
-from tune_app.run_dir import RunDir
-from tune_app.search_space import load_space
-from tune_app.searcher import build_sampler
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.ray_tune.searcher import build_sampler
+from tune_app.study.space import SearchSpace
+from tune_app.study.yaml_space import load_space
 
 TRIALS = 12  # the first 8 are drawn at random
 

@@ -15,9 +15,10 @@ from safetensors import safe_open
 
 from benchmarks.relay import free_port
 from tests.tiny_models import write_tiny_model
-from tune_app import cluster, connection
-from tune_app.run_dir import RunDir
-from tune_app.search import main
+from tune_app.run.run_dir import RunDir
+from tune_app.search.cli import main
+from tune_app.search.ray_tune import cluster
+from tune_app.serve import connection
 
 SMALL = ["--trials", "3", "--steps", "5", "--batch-size", "2", "--confirm", "1"]
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_app.config import ConfigError, TrialConfig
-from tune_app.search_space import SearchSpace, load_space, shipped_spaces
+from tune_app.run.search_config import ConfigError, TrialConfig
+from tune_app.study.yaml_space import SearchSpace, load_space, shipped_spaces
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -305,7 +305,7 @@ def test_python_space(tmp_path):
     recorded = make(tmp_path, space.text)
     assert space.difference(recorded) == []
     (tmp_path / "space.py").write_text(PYTHON + "# changed\n")
-    code = f"from tune_app.search_space import load_space as l; print(l({str(tmp_path)!r} + '/space.yaml').difference(l({str(tmp_path)!r} + '/space.py')))"  # noqa: E501
+    code = f"from tune_app.study.yaml_space import load_space as l; print(l({str(tmp_path)!r} + '/space.yaml').difference(l({str(tmp_path)!r} + '/space.py')))"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "python: code" in done.stdout
 
@@ -327,7 +327,7 @@ def test_python_space_mistakes(tmp_path, text, expected):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, tune_app.search_space; tune_app.search_space.load_space('default');"
+        "import sys, tune_app.study.yaml_space; tune_app.study.yaml_space.load_space('default');"
         "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

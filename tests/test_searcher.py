@@ -10,12 +10,12 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from tune_app.config import SearchConfig
-from tune_app.reports import outcome
-from tune_app.run_dir import RunDir, Status
-from tune_app.search_space import load_space
-from tune_app.searcher import StudySearcher, build_sampler
-from tune_app.study import open_study, requeue_unfinished
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_report import outcome
+from tune_app.search.ray_tune.searcher import StudySearcher, build_sampler
+from tune_app.study.storage import open_study, requeue_unfinished
+from tune_app.study.yaml_space import load_space
 
 BASE = SearchConfig(steps=20).base_trial()
 REPORT = {"step": 4, "eval_loss": 1.5, "objective": 1.5, "accuracy": 0.4, "diverged": False}

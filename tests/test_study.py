@@ -12,10 +12,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tune_app.config import ConfigError, SearchConfig, TrialConfig
-from tune_app.results import load
-from tune_app.run_dir import RunDir
-from tune_app.study import check_study, missing_events, open_study, requeue_unfinished, study_name
+from tune_app.report.results import load
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
+from tune_app.study.storage import (
+    check_study,
+    missing_events,
+    open_study,
+    requeue_unfinished,
+    study_name,
+)
 
 LAST = {"step": 20, "eval_loss": 1.5, "objective": 1.5, "accuracy": 0.4, "diverged": False}
 
@@ -137,8 +143,9 @@ def test_a_copied_run_does_not_share_its_originals_study(tmp_path: Path) -> None
 def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Path) -> None:
     """Each creates its tables where there are none: all but one are refused at first."""
     code = (
-        "import sys; from tune_app.config import SearchConfig; from tune_app.run_dir import RunDir;"
-        "from tune_app.study import open_study; url, name, run = sys.argv[1:];"
+        "import sys; from tune_app.run.search_config import SearchConfig;"
+        "from tune_app.run.run_dir import RunDir;"
+        "from tune_app.study.storage import open_study; url, name, run = sys.argv[1:];"
         "sys.stdin.readline();"  # all at the same moment
         "open_study(SearchConfig(storage=url), RunDir(run), name)"
     )

@@ -16,8 +16,8 @@ from tests.trials import MIXED, VOCAB, Trial, make_trial, tensors
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import Packer
 from tune_app.backbones.packing import Answer
-from tune_app.connection import PETALS_REQUEST_TOKENS
-from tune_app.private_swarm import private_swarm
+from tune_app.serve.connection import PETALS_REQUEST_TOKENS
+from tune_app.serve.supervisor import private_swarm
 
 pytestmark = pytest.mark.swarm
 

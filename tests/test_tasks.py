@@ -15,9 +15,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-import tune_app.demo
-from tune_app.config import ConfigError, SearchConfig
-from tune_app.tasks import IGNORED, DataOrder, Dataset, causal_lm, classification, load_task_data
+import tune_app.models.demo
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.tasks import causal_lm, classification
+from tune_app.tasks.data import IGNORED, DataOrder, Dataset
+from tune_app.tasks.loading import load_task_data
 
 ROWS = [[1, 5, 6, 7, 8], [1, 9], [1, 10, 11]]
 TINY = LlamaConfig(
@@ -46,7 +48,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(Path(tune_app.demo.__file__).parent / "model")
+    return AutoTokenizer.from_pretrained(Path(tune_app.models.demo.__file__).parent / "model")
 
 
 def write_rows(path: Path, count: int, labels: str = "ab", start: int = 0) -> str:

@@ -15,11 +15,11 @@ from pages import lines_of
 from shell import background, shell
 
 from benchmarks.relay import free_port
-from tune_app.checks import check_everything
-from tune_app.config import ConfigError, SearchConfig
-from tune_app.run_dir import RunDir
-from tune_app.tracking import tracking_callbacks
-from tune_app.trial_job import trial_name
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.search.checks import check_everything
+from tune_app.search.ray_tune.tracking import tracking_callbacks
+from tune_app.search.ray_tune.trial_job import trial_name
 
 PROJECT = "prompt-tuning"
 SEARCH = "python -m tune_app.search"

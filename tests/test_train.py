@@ -14,15 +14,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.trained import flags, train_run
-from tune_app import train
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import Packer
-from tune_app.config import SearchConfig, TrialConfig
-from tune_app.prompts import PromptTunedModel
-from tune_app.results import load
-from tune_app.run_dir import RunDir, Status
-from tune_app.tasks import load_task_data
-from tune_app.training import TrainingRun
+from tune_app.report.results import load
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig, TrialConfig
+from tune_app.tasks.loading import load_task_data
+from tune_app.train import cli as train
+from tune_app.train.loop import TrainingRun
+from tune_app.train.prompt_model import PromptTunedModel
 
 
 @pytest.fixture(scope="module")

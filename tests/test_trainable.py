@@ -15,9 +15,9 @@ from ray import tune
 from ray.tune.execution import tune_controller
 from ray.tune.experiment import trial as tune_trial
 
-from tune_app import trainable
-from tune_app.trainable import Trial
-from tune_app.trial_config import TrialConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.ray_tune import trainable
+from tune_app.search.ray_tune.trainable import Trial
 
 # What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
 # Tune's, exports nothing, and its reports are too few to be buffered.
@@ -92,8 +92,8 @@ def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> N
 ACTOR = """
 import json, sys
 import ray
-from tune_app.trainable import Trial, register_trial
-from tune_app.trial_job import Connection
+from tune_app.search.ray_tune.trainable import Trial, register_trial
+from tune_app.serve.connection import Connection
 import ray.tune
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.experiment.trial import _TrialInfo
@@ -130,7 +130,7 @@ def test_its_process_loads_neither_torch_nor_tune(trial: Trial, tmp_path: Path) 
     ).stdout
     loaded, name, environment = json.loads(output.splitlines()[-1])
 
-    assert "tune_app.trainable" in loaded
+    assert "tune_app.search.ray_tune.trainable" in loaded
     assert {"torch", "pandas", "ray.tune", "ray.train", "ray.data"}.isdisjoint(loaded)
     assert name == "trial-003 and later"
     assert not environment  # one of its own would cost a process of its own

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-import tune_app.demo
+import tune_app.models.demo
 from tests.training_runs import (
     make_run,
     random_data,
@@ -24,12 +24,12 @@ from tests.training_runs import (
     without_time,
 )
 from tests.trials import CLASSES
-from tune_app import training
 from tune_app.backbones.local import LocalBackbone
-from tune_app.tasks import DataOrder, Dataset
-from tune_app.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
+from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
+from tune_app.tasks.data import DataOrder, Dataset
+from tune_app.train import loop as training
 
-DEMO = Path(tune_app.demo.__file__).parent / "model"
+DEMO = Path(tune_app.models.demo.__file__).parent / "model"
 TEXTS = [
     "Return the number of items in the list.",
     "Raise an error if the file does not exist.",

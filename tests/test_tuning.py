@@ -15,12 +15,13 @@ from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from tune_app import cluster, tuning
-from tune_app.config import SearchConfig
-from tune_app.run_dir import RunDir
-from tune_app.searcher import METRIC
-from tune_app.trial_job import Connection, trial_name
-from tune_app.tuning import build_trial_scheduler
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.ray_tune import cluster, tuning
+from tune_app.search.ray_tune.searcher import METRIC
+from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.tuning import build_trial_scheduler
+from tune_app.serve.connection import Connection
 
 
 @dataclass(frozen=True)

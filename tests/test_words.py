@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from tune_app.results.words import DASH, count, duration, number, with_spread
+from tune_app.report.words import DASH, count, duration, number, with_spread
 
 
 @pytest.mark.parametrize(

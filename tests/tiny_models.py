@@ -25,7 +25,7 @@ from transformers import (
 # "falcon-7b" the older one with a single key-value head and no second layer norm.
 FAMILIES = ("llama", "llama-gqa", "bloom", "falcon", "falcon-7b")
 
-_DEMO_MODEL = Path(__file__).parents[1] / "tune_app" / "demo" / "model"
+_DEMO_MODEL = Path(__file__).parents[1] / "tune_app" / "models" / "demo" / "model"
 _DEMO_VOCAB = 2048
 _HEADS = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny_models import write_tiny_model
-from tune_app import train
+from tune_app.train import cli as train
 
 CLASSES = ("bird", "fish", "tree")
 _WORDS = {

@@ -10,11 +10,11 @@ from tests.tiny_models import write_tiny_model
 from tests.trials import CLASSES, VOCAB, random_dataset
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
-from tune_app.prompts import PromptTunedModel
-from tune_app.reports import Report
-from tune_app.tasks import Dataset, TaskData
-from tune_app.training import TrainingRun
-from tune_app.trial_config import TrialConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import Report
+from tune_app.tasks.data import Dataset, TaskData
+from tune_app.train.loop import TrainingRun
+from tune_app.train.prompt_model import PromptTunedModel
 
 
 def task_data(task: str, train: Dataset, valid: Dataset, test: Dataset) -> TaskData:

@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from tune_app.backbones import Backbone
 from tune_app.backbones.packer import run_alone
 from tune_app.backbones.packing import Answer, Request
-from tune_app.prompts import PromptTunedModel
-from tune_app.tasks import Batch, Dataset
-from tune_app.trial_config import TrialConfig
+from tune_app.backbones.protocol import Backbone
+from tune_app.run.trial_config import TrialConfig
+from tune_app.tasks.data import Batch, Dataset
+from tune_app.train.prompt_model import PromptTunedModel
 
 # Models of this size gain nothing by a second thread, and much time is lost between two.
 torch.set_num_threads(1)

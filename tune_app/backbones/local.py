@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from tune_app.backbones import PackLimits, Traffic
+from tune_app.backbones.protocol import PackLimits, Traffic
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tune_app.backbones import Backbone
 from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
+from tune_app.backbones.protocol import Backbone
 
 # How long a pack waits for the next request that may still come: a share of what a pack takes, at
 # least and at most so long, and in all twice that. Enough for a trial to do its optimizer step or

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tune_app.backbones import (
+from tune_app.backbones.protocol import (
     PACK_TRAFFIC,
     Backbone,
     BackboneUnavailable,

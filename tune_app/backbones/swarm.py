@@ -19,14 +19,14 @@ from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import AutoDistributedModelForCausalLM
 from petals.client import sequential_autograd
 
-from tune_app.backbones import (
+from tune_app.backbones.protocol import (
     PACK_TRAFFIC,
     BackboneUnavailable,
     PackLimits,
     SwarmHealth,
     Traffic,
 )
-from tune_app.connection import PETALS_REQUEST_TOKENS
+from tune_app.serve.connection import PETALS_REQUEST_TOKENS
 
 # Petals waits for ever and asks for new servers once a minute; a search should rather go on with
 # the servers that are left, and fail with a reason when there is none.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tune_app.config import Task
+from tune_app.run.search_config import Task
 
 IGNORED = -100  # the label that cross_entropy leaves out, as in Hugging Face's models
 

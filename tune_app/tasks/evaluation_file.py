@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune_app.config import ConfigError, SearchConfig
+from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.tasks.data import Dataset
 from tune_app.tasks.loading import _dataset, _tokenise
 from tune_app.tasks.readers import class_order, read_texts

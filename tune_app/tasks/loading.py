@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tune_app.config import ConfigError, SearchConfig
+from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.tasks.data import Dataset, TaskData
 from tune_app.tasks.readers import Texts, class_order, read_texts
 from tune_app.tasks.stdlib_text import SPLITS, docstring_packages, language_reference_splits

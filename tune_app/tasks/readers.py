@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune_app.config import ConfigError, did_you_mean
+from tune_app.run.search_config import ConfigError, did_you_mean
 
 # Column names that data sets for text commonly use; a single one of them is taken unasked.
 TEXT_NAMES = ("text", "sentence", "content", "document", "review", "docstring", "comment")

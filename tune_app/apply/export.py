@@ -1,0 +1,84 @@
+"""The best prompts of a run, as a folder that can be used and passed on."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+
+from tune_app.apply.prompts_folder import About, write_prompts
+from tune_app.models.folder import model_folder
+from tune_app.models.identity import ModelIdentity
+from tune_app.report.results import Results, load
+from tune_app.run.flags import HELP
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig, TrialConfig
+
+# Settings of the search that the prompts' own evaluation needs again, beside task and model.
+_SETTINGS = (*HELP["data"], "backbone", "peers", "dtype")
+
+
+def export_best(run: RunDir) -> Path | None:
+    """Writes the winner's prompts to RUN/prompts and returns that folder.
+
+    The winner is the confirmation's; among its runs with fresh seeds the one with the lowest
+    *validation* loss is taken, so that its test loss stays a fair figure. Without confirmation it
+    is the trial with the lowest validation loss. None, and nothing written, where no trial has
+    finished. Imports torch (about a second), the first time a search's driver does.
+    """
+    results = load(run)
+    row = _winner(results)
+    if row is None:
+        return None
+    import torch
+
+    number = int(row["trial"])
+    of = number if pd.isna(row["of"]) else int(row["of"])
+    state = torch.load(
+        run.checkpoint(number) / "state.pt", weights_only=True, map_location=torch.device("cpu")
+    )
+    settings = SearchConfig.from_yaml(run.search_yaml)
+    started = next(event for event in run.events() if event["event"] == "search_started")
+    about = About(
+        model=ModelIdentity.of(settings.model, model_folder(settings.model)),
+        task=settings.task,
+        class_names=tuple(started["classes"]),
+        max_length=settings.max_length,
+        trial=of,
+        trained_as=number,
+        config=TrialConfig.from_dict(results.configs[number]),
+        metrics=_metrics(row, results.metric),
+        search={name: getattr(settings, name) for name in _SETTINGS},
+        data_fingerprint=started["fingerprint"],
+        tune_app=_version(),
+    )
+    return write_prompts(run.prompts, state["model"], about)
+
+
+def _winner(results: Results) -> pd.Series | None:
+    """The row whose weights are the best prompts."""
+    best = results.best
+    if best is None:
+        return None
+    trials = results.trials
+    again = trials[(trials["of"] == best["trial"]) & (trials["status"] == Status.FINISHED)]
+    again = again[again["eval_loss"].notna()].sort_values(["eval_loss", "trial"])
+    return best if again.empty else again.iloc[0]
+
+
+def _metrics(row: pd.Series, metric: str) -> dict[str, dict[str, float]]:
+    splits = {"valid": {"loss": row["eval_loss"], metric: row.get(metric)}}
+    splits["test"] = {"loss": row.get("test_loss"), metric: row.get(f"test_{metric}")}
+    known = {
+        split: {name: float(value) for name, value in values.items() if pd.notna(value)}
+        for split, values in splits.items()
+    }
+    return {split: values for split, values in known.items() if values}
+
+
+def _version() -> str:
+    try:
+        return version("tune-app")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "from a checkout"

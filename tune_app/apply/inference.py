@@ -1,0 +1,135 @@
+"""What tuned prompts are for: classes of texts, and texts gone on with.
+
+Shapes: see `backbones/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tune_app.apply.prompts_folder import About, read_weights
+from tune_app.backbones.packer import run_alone
+from tune_app.backbones.packing import Sums
+from tune_app.models.folder import model_folder, positions
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.tasks import classification
+from tune_app.tasks.data import Dataset
+from tune_app.train.loop import EVALUATION_ROWS, evaluation_batches
+from tune_app.train.one_process import open_alone
+from tune_app.train.prompt_model import Evaluation, PromptTunedModel
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tuned prompts on an open backbone; `most_positions` is None where the model has no limit."""
+
+    about: About
+    model: PromptTunedModel
+    tokenizer: Any
+    most_positions: int | None
+
+    def evaluate(self, rows: Dataset) -> Evaluation:
+        """Loss and metric over all rows, as a search's test figures are computed."""
+        return self.model.evaluate(evaluation_batches(rows, EVALUATION_ROWS))
+
+    def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """(class name, its probability) of each text, cut to the length of training."""
+        rows = [ids[: self.about.max_length] for ids in self._tokens(texts)]
+        most_B, classes_B = class_probabilities(self.model, rows).max(-1)
+        names = self.about.class_names
+        return [(names[i], most) for i, most in zip(classes_B, most_B.tolist(), strict=True)]
+
+    def complete(self, text: str, max_new_tokens: int) -> Iterator[str]:
+        """Yields the continuation piece by piece: greedy, up to the end-of-text token.
+
+        Each token takes a whole forward pass over all before it: no cache is kept, neither here
+        nor on servers. Right for looking at what prompts do, slow for long texts.
+        Raises ConfigError where the model has too few positions.
+        """
+        (ids,) = self._tokens([text])
+        prompt, tokenizer = self.about.config.prompt_length, self.tokenizer
+        needed = prompt + len(ids) + max_new_tokens
+        if self.most_positions is not None and needed > self.most_positions:
+            raise ConfigError(
+                f"--max-new-tokens: {prompt} prompt, {len(ids)} text and {max_new_tokens} new "
+                f"tokens make {needed} positions; the model has {self.most_positions}."
+            )
+        # Decoded as a whole each time: a piece alone loses its leading space, or half a character.
+        done = tokenizer.decode(ids, skip_special_tokens=True)
+        for _ in range(max_new_tokens):
+            ids.append(int(next_token_logits(self.model, ids).argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                return
+            whole = tokenizer.decode(ids, skip_special_tokens=True)
+            if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield whole[len(done) :]
+                done = whole
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        if not all(ids):
+            raise ConfigError("a text must not be empty.")
+        return ids
+
+
+@contextmanager
+def open_prompts(
+    folder: Path, about: About, config: SearchConfig, *, progress: Callable[[str], None]
+) -> Iterator[Prompts]:
+    """The prompts in `folder` on the backbone that the config names; see `open_alone`."""
+    with open_alone(config, progress=progress) as (backbone, tokenizer):
+        run = partial(run_alone, backbone)
+        classes = len(about.class_names)
+        model = PromptTunedModel(backbone, run, about.task, classes, about.config)
+        model.load_state_dict(read_weights(folder))
+        yield Prompts(about, model, tokenizer, positions(model_folder(config.model)))
+
+
+def class_logits(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[B, C]: the score of each class for each row of token ids, none of them empty."""
+    batch = Dataset(rows, [0] * len(rows)).batch(range(len(rows)))  # labels: not looked at
+    score_CH = model.score
+    if score_CH is None:
+        raise ValueError("the prompts have no score head: they were tuned for causal LM")
+
+    def scores(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
+        pooled_BH = classification.last_token(hidden_BTH, batch.lengths_B[part])
+        return pooled_BH.to(score_CH.dtype) @ score_CH.T
+
+    return _apply(model, batch, scores)
+
+
+def class_probabilities(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[B, C], float32: `class_logits` as probabilities."""
+    return class_logits(model, rows).float().softmax(-1)
+
+
+def next_token_logits(model: PromptTunedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """[V]: the logits of what comes after the tokens."""
+
+    def last_logits(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
+        return model.backbone.logits(hidden_BTH[:, -1:])[:, 0]
+
+    return _apply(model, Dataset([tokens]).batch([0]), last_logits)[0]
+
+
+@torch.no_grad()
+def _apply(
+    model: PromptTunedModel, batch: Any, head: Callable[[torch.Tensor, slice], torch.Tensor]
+) -> torch.Tensor:
+    """`head` of the final hidden states, over all rows of the batch in their order."""
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(hidden_BTH: torch.Tensor, part: slice) -> tuple[torch.Tensor, Sums]:
+        outputs[part.start] = head(hidden_BTH, part)
+        return hidden_BTH.new_zeros(()), {}
+
+    run_alone(model.backbone, replace(model.request(batch, needs_grad=False), head=keep))
+    return torch.cat([outputs[start] for start in sorted(outputs)])

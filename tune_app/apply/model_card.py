@@ -1,0 +1,160 @@
+"""README.md of a folder of prompts: what they are and how to load them, for people."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_app.models.folder import model_folder
+from tune_app.report.words import number, trained_by
+from tune_app.run.trial_config import TrialConfig
+from tune_app.serve.supervisor import dht_prefix_of
+
+if TYPE_CHECKING:
+    from tune_app.apply.prompts_folder import About
+
+# Where Petals' classes keep the model without its head. All of them also answer to `transformer`.
+_PETALS_BASE = {"llama": "model", "bloom": "transformer", "falcon": "transformer"}
+_PETALS_CLASS = {
+    "causal-lm": "AutoDistributedModelForCausalLM",
+    "classification": "AutoDistributedModelForSequenceClassification",
+}
+
+
+def model_card(about: About) -> str:
+    """The card as Markdown."""
+    model, config = about.model, about.config
+    name = Path(model.name).name
+    parts = [
+        f"# Prompts for {name}: {about.task}",
+        f"{config.prompt_length} trained prompt vectors ({config.tuning_mode}) for the frozen "
+        f"model `{name}` ({model.family}, hidden size {model.hidden_size}, {model.num_blocks} "
+        f"blocks{f', revision {model.revision}' if model.revision else ''}). Found and written by "
+        f"tune_app {about.tune_app}.",
+        _results(about),
+        _use(),
+        _petals(about),
+        _training(about),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _results(about: About) -> str:
+    columns = ["loss", *sorted({name for values in about.metrics.values() for name in values})]
+    columns = list(dict.fromkeys(columns))
+    lines = [f"| split | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for split, values in about.metrics.items():
+        cells = [number(values.get(column), column) for column in columns]
+        lines.append(f"| {split} | {' | '.join(cells)} |")
+    unit = "token" if about.task == "causal-lm" else "row"
+    lines.append("")
+    made = trained_by(about.trial, about.trained_as, about.config.seed)
+    lines.append(f"Loss in nats per {unit}, of these very weights: {made}.")
+    if about.class_names:
+        lines.append(f"Classes, in the order of the scores: {', '.join(about.class_names)}.")
+    return "## Results\n\n" + "\n".join(lines)
+
+
+def _use() -> str:
+    return """\
+## Use
+
+```bash
+python -m tune_app.apply FOLDER              # this folder; text from standard input
+python -m tune_app.apply FOLDER --evaluate   # on the test split of the search
+```"""
+
+
+def _petals(about: About) -> str:
+    """How to load the weights into Petals' own class; nothing for a family that Petals lacks."""
+    family, config = about.model.family, about.config
+    if family not in _PETALS_BASE:
+        return ""
+    cls = _PETALS_CLASS[about.task]
+    dtype = about.search["dtype"]
+    options = [f'tuning_mode="{config.tuning_mode}"', f"pre_seq_len={config.prompt_length}"]
+    paths = {"prompt_embeddings": "transformer.prompt_embeddings.weight"}
+    if config.tuning_mode == "deep_ptune":
+        paths["intermediate_prompt_embeddings"] = (
+            "transformer.intermediate_prompt_embeddings.weight"
+        )
+    if about.task == "classification":
+        options.append(f"num_labels={len(about.class_names)}")
+        paths["score"] = "score.weight"
+    if not _is_hub_name(about.model.name):
+        # Petals would derive it from the folder's whole path
+        options.append(f'dht_prefix="{dht_prefix_of(model_folder(about.model.name))}"')
+    options = ["initial_peers=PEERS", f"torch_dtype=torch.{dtype}", *options]
+    copies = "\n".join(
+        f'model.{path}.data.copy_(weights["{name}"])' for name, path in paths.items()
+    )
+    base = _PETALS_BASE[family]
+    places = "\n".join(
+        f"| `{name}` | `{path.replace('transformer', base)}` | {_SHAPES[name]} |"
+        for name, path in paths.items()
+    )
+    note = ""
+    if about.task == "classification":
+        note = """
+
+The class takes a row's last token before the padding, so rows of different length in one batch
+have to be padded, on the right, with `model.config.pad_token_id`; some models come without one."""
+    return f"""\
+## Load them into Petals' own class
+
+`MODEL` is the model's folder or hub name, `PEERS` the addresses of a swarm that serves it.
+
+```python
+import torch
+import tune_app.petals_compat  # petals 2.2 needs it beside hivemind 1.1.11 or later
+from petals import {cls}
+from safetensors.torch import load_file
+
+model = {cls}.from_pretrained(
+    MODEL,
+    {_indented(options)}
+)
+weights = load_file("{_WEIGHTS}")
+{copies}
+```
+
+| in the file | in Petals' class for {family} | shape |
+| --- | --- | --- |
+{places}
+
+P prompt tokens, H hidden size, L blocks, C classes.{note}"""
+
+
+_WEIGHTS = "prompts.safetensors"
+_SHAPES = {
+    "prompt_embeddings": "[P, H]",
+    "intermediate_prompt_embeddings": "[P, L * H]",
+    "score": "[C, H]",
+}
+
+
+def _training(about: About) -> str:
+    default = TrialConfig()
+    changed = [
+        f"{field.name} {number(getattr(about.config, field.name), field.name)}"
+        for field in fields(TrialConfig)
+        if field.name in ("lr", "scheduler", "steps", "batch_size")
+        or getattr(about.config, field.name) != getattr(default, field.name)
+    ]
+    data = about.search.get("train")
+    source = "the built-in text of the task" if data is None else f"`{Path(data).name}`"
+    return f"""\
+## Training
+
+AdamW over the prompts{" and the score head" if about.class_names else ""} alone, on {source}, cut
+to {about.max_length} tokens a row: {", ".join(changed)}; everything else as `TrialConfig` has it.
+`prompts.json` holds the whole configuration."""
+
+
+def _indented(options: list[str]) -> str:
+    return "\n    ".join(f"{option}," for option in options)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name != "demo" and not Path(name).expanduser().is_dir()

@@ -1,0 +1,119 @@
+"""Tuned prompts on disk: a folder that says what it holds and which model it fits.
+
+    prompts.safetensors   the weights, named and shaped as in prompts.py and in Petals' own classes
+    prompts.json          `About`: what they were trained for, with what, and how well they do
+    README.md             model_card.py: the same for people, and how to load them into Petals
+
+Imports torch only where weights are read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_app.apply.model_card import model_card
+from tune_app.models.identity import ModelIdentity
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig, Task, TrialConfig
+from tune_app.run.typed import convert_fields
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, ABOUT, CARD = "prompts.safetensors", "prompts.json", "README.md"
+
+
+@dataclass(frozen=True)
+class About:
+    """All that prompts.json says beside the weights' own checksum."""
+
+    model: ModelIdentity
+    task: Task
+    class_names: tuple[str, ...]  # by class index; empty for causal LM
+    max_length: int  # tokens of text in a row, without the prompt
+    trial: int  # whose config it is, and
+    trained_as: int  # the number under which these very weights were trained (a confirmation run)
+    config: TrialConfig
+    metrics: dict[str, dict[str, float]]  # of these weights, on "valid" and, where known, "test"
+    search: dict[str, Any]  # SearchConfig's settings of data and backbone
+    data_fingerprint: str
+    tune_app: str  # version
+
+    def search_config(self) -> SearchConfig:
+        """The settings of the search as far as they say what was trained on what.
+
+        Raises ConfigError where they are another version's.
+        """
+        values, messages = convert_fields(SearchConfig, self.search)
+        if messages:
+            raise ConfigError([f"{ABOUT}: {message}" for message in messages])
+        return SearchConfig(
+            task=self.task, model=self.model.name, max_length=self.max_length, **values
+        )
+
+
+def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: About) -> Path:
+    """Writes the folder; prompts.json last, so that a kill leaves nothing that looks complete."""
+    from safetensors.torch import save
+
+    flat = {
+        "model": about.model.name,
+        "revision": about.model.revision or "",
+        "model_config_sha256": about.model.config_sha256,
+        "task": about.task,
+        "tuning_mode": about.config.tuning_mode,
+        "prompt_length": str(about.config.prompt_length),
+        "class_names": json.dumps(about.class_names),
+        "config": json.dumps(about.config.to_dict()),
+        "metrics": json.dumps(about.metrics),
+        "data_fingerprint": about.data_fingerprint,
+        "tune_app": about.tune_app,
+    }
+    content = save({name: weights[name].contiguous().cpu() for name in weights}, metadata=flat)
+    files = RunDir(folder)
+    files.write_atomic(WEIGHTS, content)
+    files.write_atomic(CARD, model_card(about))
+    document = asdict(about) | {
+        "config": about.config.to_dict(),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    files.write_atomic(ABOUT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def read_about(folder: Path) -> About:
+    """What the folder holds. Raises ConfigError where it is no folder of prompts, or a torn one."""
+    try:
+        document = json.loads((folder / ABOUT).read_text("utf-8"))
+        content = (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder}: holds no prompts ({Path(error.filename).name} is missing)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: its prompts cannot be read: {error}.") from None
+    try:
+        if document.pop("weights_sha256") != hashlib.sha256(content).hexdigest():
+            raise ConfigError(
+                f"{folder}: {WEIGHTS} is not the file that {ABOUT} describes; "
+                "copy the whole folder, or export it again."
+            )
+        document["model"] = ModelIdentity(**document["model"])
+        document["config"] = TrialConfig.from_dict(document["config"])
+        document["class_names"] = tuple(document["class_names"])
+        return About(**document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / ABOUT}: not written by tune_app: {error}.") from None
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights by their names in `PromptTunedModel`, on the CPU."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    return weights

@@ -1,0 +1,51 @@
+"""Opens the backbone that a config asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.serve.connection import Connection
+
+if TYPE_CHECKING:  # they import torch
+    from tune_app.backbones.protocol import Backbone, PackLimits
+
+
+def open_backbone(
+    config: SearchConfig, model: str, connection: Connection, memory_share: float = 1.0
+) -> Backbone:
+    """The backbone that the search asks for, with this share of the machine's free memory.
+
+    Raises BackboneUnavailable, and ConfigError where not even one row would fit into a pack.
+    """
+    if config.backbone == "swarm":
+        from tune_app.backbones.swarm import SwarmBackbone
+
+        return SwarmBackbone(  # `checks.py` has seen to the length of its rows
+            model,
+            peers=connection.peers,
+            dht_prefix=connection.dht_prefix,
+            dtype=config.dtype,
+            request_tokens=connection.request_tokens,
+        )
+    import torch
+
+    from tune_app.backbones.local import LocalBackbone
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = LocalBackbone(model, device=device, dtype=config.dtype, memory_share=memory_share)
+    check_longest_row(config, backbone.limits)
+    return backbone
+
+
+def check_longest_row(config: SearchConfig, limits: PackLimits) -> None:
+    """Raises ConfigError where the memory that is free now does not hold a row's activations."""
+    row_tokens = config.prompt_length + config.max_length
+    if limits.rows(row_tokens) < 1:
+        raise ConfigError(
+            [
+                f"--prompt-length and --max-length: the activations of one row of {row_tokens} "
+                "tokens do not fit into half of the memory that is free beside the model; "
+                "use shorter rows, another --dtype or a swarm."
+            ]
+        )

@@ -1,0 +1,5 @@
+import sys
+
+from tune_app.report.cli import main
+
+sys.exit(main())

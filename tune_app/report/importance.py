@@ -1,0 +1,102 @@
+"""Which hyperparameters mattered: PED-ANOVA over the run's Optuna study.
+
+PED-ANOVA asks how differently a hyperparameter is distributed among the best trials than among all
+(Watanabe et al. 2023, arXiv:2304.10255); Optuna's form of it covers conditional parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import optuna
+import pandas as pd
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from tune_app.report.results import Results
+
+TOP = 0.25  # the share of trials that counts as the best
+# Optuna's documentation asks for at least 5 trials among the best: 5 / 0.25.
+MIN_TRIALS = 20
+
+
+def importance(results: Results) -> pd.DataFrame:
+    """Columns parameter, importance (they add up to 1), trials (that held it); greatest first.
+
+    Empty where there is no study, too few trials or a population, whose trials have ended with
+    other values than the study knows; a parameter that fewer than MIN_TRIALS complete trials held,
+    or held with one value only, is left out.
+    """
+    empty = pd.DataFrame(
+        {"parameter": pd.Series(dtype=str), "importance": [], "trials": pd.Series(dtype=int)}
+    )
+    if results.population:
+        return empty
+    study, values = _study(results)
+    held = {
+        name: len(seen)
+        for name, seen in values.items()
+        if len(seen) >= MIN_TRIALS and len(set(seen)) > 1
+    }
+    if study is None or not held:
+        return empty
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental; few trials in a regime (left out)
+        try:
+            found = get_param_importances(
+                study,
+                evaluator=PedAnovaImportanceEvaluator(target_quantile=TOP),
+                params=list(held),
+                normalize=False,
+            )
+        except RuntimeError:  # all losses are equal, say
+            return empty
+    total = sum(found.values())
+    if not total > 0:
+        return empty
+    rows = [(name, value / total, held[name]) for name, value in found.items()]
+    frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials"])
+    return frame.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
+
+
+def why_none(results: Results) -> str:
+    """Why there is no importance yet, in words; "" where there is no study to ask."""
+    if results.population:
+        return "not of a population, whose trials change them on the way"
+    study, values = _study(results)
+    most = max(map(len, values.values()), default=0)
+    if study is None or most >= MIN_TRIALS:
+        return ""
+    return f"too few complete trials (have {most}, need {MIN_TRIALS})"
+
+
+def storage_url(results: Results) -> str:
+    """Where Optuna finds the run's study; "" where there is none."""
+    file = results.run.study_db
+    return results.settings.get("storage") or (f"sqlite:///{file}" if file.exists() else "")
+
+
+def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object]]]:
+    """The run's study (in `storage` of search.yaml, else in the run's own file), and for each
+    parameter its values in the complete trials; early-stopped ones are not complete.
+
+    None where there is none, or where it was cut off or is of another version of Optuna.
+    """
+    storage, values = storage_url(results), dict[str, list[object]]()
+    if not storage:
+        return None, values
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.load_study(study_name=results.study, storage=storage)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if trial.value is not None and math.isfinite(trial.value):
+                for name, value in trial.params.items():
+                    values.setdefault(name, []).append(value)
+        return study, values
+    except (SQLAlchemyError, KeyError, RuntimeError):
+        return None, {}
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -1,0 +1,229 @@
+"""The report: one HTML file with everything in it, which works from disk and without a network."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from tune_app.report.importance import importance, why_none
+from tune_app.report.page import figures as draw
+from tune_app.report.page.parallel import parallel
+from tune_app.report.page.render import render
+from tune_app.report.results import Results, load
+from tune_app.report.summary import by_scheduler, reproduce
+from tune_app.report.tables import best_yaml
+from tune_app.report.words import (
+    MINUS,
+    changes_by_step,
+    count,
+    duration,
+    exported,
+    number,
+    plural,
+    sampled_values,
+    signed,
+    standing,
+    state,
+    verdict,
+    with_spread,
+)
+from tune_app.run.run_dir import RunDir, Status
+
+_TABLE_FIRST = ["trial", "status", "eval_loss"]
+_TABLE_LAST = ["step", "train_loss", "tokens", "seconds", "reason"]
+
+
+def write_report(run: RunDir) -> None:
+    """Writes report.html of a run, whatever its state."""
+    run.write_atomic(run.report_html, report_page(load(run)))
+
+
+def report_page(results: Results) -> str:
+    """The page of one run as a string of HTML."""
+    table = importance(results)
+    over = [
+        draw.losses_over(results, name, legend=position == 0)
+        for position, name in enumerate(results.sampled)
+        if results.searched[name].dropna().nunique() > 1
+    ]
+    shown = [
+        draw.differences(results),
+        draw.importances(table),
+        parallel(results),
+        draw.curves(results),
+        draw.progress([("best so far", results)]),
+        *over,
+    ]
+    best = results.best
+    winner = None if best is None else int(best["trial"])
+    return render(
+        "report.html.j2",
+        [figure for figure in shown if figure],
+        running=results.running,
+        hover=hover_texts([results])[0],
+        title=f"{results.run.path.name} \N{MIDDLE DOT} hyperparameter search",
+        results=results,
+        settings=results.settings,
+        state=state(results),
+        verdict=verdict(results),
+        winner=winner,
+        best_values=_best_values(results),
+        tiles=_tiles(results),
+        exported=exported(results),
+        without=results.baseline.get("eval_loss", results.baseline.get("loss")),
+        confirm=_confirm_rows(results),
+        over=[figure["id"] for figure in over if figure],
+        too_few=why_none(results) if table.empty else "",
+        schedulers=by_scheduler(results),
+        cost=_cost(results),
+        hosts=results.hosts,
+        table=trial_table(results),
+        best_yaml=None if winner is None else best_yaml(results, winner),
+        reproduce=reproduce(results),
+    )
+
+
+def hover_texts(several: Sequence[Results]) -> list[dict[str, str]]:
+    """For each run: trial number -> what hovering over it says. Plotly reads it as HTML."""
+    return [
+        {
+            str(row["trial"]): "<br>".join(
+                html.escape(line)
+                for line in (
+                    f"trial {row['trial']} ({row['status']})",
+                    f"loss {number(row['eval_loss'], 'loss')}, "
+                    f"{results.metric} {number(row.get(results.metric), results.metric)}",
+                    *sampled_values(row, results).split(", "),
+                )
+            )
+            for _, row in results.trials.iterrows()
+        }
+        for results in several
+    ]
+
+
+def trial_table(results: Results) -> dict[str, Any]:
+    """Columns and rows of the table of all trials: (text, value to sort by) for each cell."""
+    trials = results.trials
+    test = [name for name in ("test_loss", f"test_{results.metric}") if name in trials]
+    names = [*_TABLE_FIRST, results.metric, *results.sampled, *test, *_TABLE_LAST]
+    names = [name for name in names if name in trials and not trials[name].isna().all()]
+    columns = [_cells(trials[name], name) for name in names]
+    numeric = [all(isinstance(sort, float) for _, sort in column) for column in columns]
+    return {
+        "names": names,
+        "titles": [{"eval_loss": "loss", "seconds": "time"}.get(name, name) for name in names],
+        "numeric": numeric,
+        "rows": list(zip(*columns, strict=True)) if columns else [],
+        "kinds": [
+            "confirm" if origin == "confirm" else str(status)
+            for origin, status in zip(trials["origin"], trials["status"], strict=True)
+        ],
+        "statuses": [str(status) for status in results.counts],
+    }
+
+
+def _cells(values: pd.Series, name: str) -> list[tuple[str, float | str]]:
+    cells: list[tuple[str, float | str]] = []
+    for value in values:
+        if isinstance(value, str):
+            cells.append((value, value))
+            continue
+        sort = math.inf if pd.isna(value) else float(value)
+        cells.append((duration(sort) if name == "seconds" else number(value, name), sort))
+    return cells
+
+
+def _best_values(results: Results) -> list[tuple[str, str]]:
+    best = results.best
+    if best is None:
+        return []
+    pairs = ((name, best[name]) for name in results.sampled)
+    values = [(name, number(value, name)) for name, value in pairs if pd.notna(value)]
+    return values + changes_by_step(results.changes(int(best["trial"])))
+
+
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    """(title, figure, remark) of the figures that belong to the answer."""
+    best, default = results.best, results.default
+    of = f"of {results.planned} planned" if results.planned else ""
+    trials = ("trials", str(len(results.searched)), standing(results) or of)
+    confirmed = results.confirm.set_index("trial")
+    if best is not None and best["trial"] != 0 and {0, best["trial"]} <= set(confirmed.index):
+        return [*_confirmed_tiles(confirmed.loc[[best["trial"], 0]], results.metric), trials]
+    tiles = []
+    for title, row in (("best config", best), ("documented default", default)):
+        if row is not None and pd.notna(row["eval_loss"]):
+            remark = f"{results.metric} {number(row.get(results.metric), results.metric)}"
+            tiles.append((f"{title}, validation loss", number(row["eval_loss"], "loss"), remark))
+    if len(tiles) == 2 and best is not None and default is not None and best["trial"] != 0:
+        change = float(best["eval_loss"] - default["eval_loss"])
+        tiles.append(
+            (
+                "difference",
+                signed(change),
+                f"{change / default['eval_loss']:+.1%}".replace("-", MINUS),
+            )
+        )
+    return [*tiles, trials]
+
+
+def _confirmed_tiles(rows: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
+    """Those of a confirmation: what the search saw, with one seed each, is partly luck."""
+    tiles = []
+    for trial, row in rows.iterrows():
+        title = f"trial {trial}" if trial else "documented default"
+        remark = f"{plural(row['seeds'], 'seed')}, {metric} {number(row['metric'], metric)}"
+        spread = "" if pd.isna(row["spread"]) else f"\N{PLUS-MINUS SIGN} {row['spread']:.3f}, "
+        tiles.append(
+            (f"{title}, {row['split']} loss", number(row["mean"], "loss"), spread + remark)
+        )
+    best = rows.iloc[0]
+    if pd.notna(best["difference"]):
+        interval = "one pair of runs"
+        if pd.notna(best["low"]):
+            interval = f"95% interval {signed(best['low'])} to {signed(best['high'])}"
+        tiles.append(("difference", signed(best["difference"]), interval))
+    return tiles
+
+
+def _confirm_rows(results: Results) -> list[list[str]]:
+    rows = []
+    for row in results.confirm.itertuples():
+        interval = "" if pd.isna(row.low) else f"{signed(row.low)} to {signed(row.high)}"
+        rows.append(
+            [
+                "default" if row.trial == 0 else f"trial {row.trial}",
+                f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
+                number(row.valid, "loss"),
+                with_spread(row.mean, row.spread),
+                number(row.metric, results.metric),
+                "" if pd.isna(row.difference) else signed(row.difference),
+                interval,
+            ]
+        )
+    return rows
+
+
+def _cost(results: Results) -> list[tuple[str, str]]:
+    tokens = float(results.trials["tokens"].sum())
+    cost = [("wall time", duration(results.seconds)), ("tokens", count(tokens))]
+    if results.seconds > 0 and tokens:
+        cost.append(("tokens per second", count(tokens / results.seconds)))
+    if results.hosts:
+        full = [host["occupancy"] for host in results.hosts if host.get("occupancy") is not None]
+        if full:
+            cost.append(("packs filled", f"{sum(full) / len(full):.0%}"))
+        swarm = ("requests", "retries") if results.settings.get("backbone") != "local" else ()
+        for key in swarm:
+            cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
+        waited = max(host.get("wait_s") or 0 for host in results.hosts)  # they wait side by side
+        cost.append(("waiting for the backbone", duration(float(waited))))
+    stopped = results.counts.get(Status.STOPPED, 0)
+    if stopped:
+        cost.append(("stopped early", plural(stopped, "trial")))
+    return cost

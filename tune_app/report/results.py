@@ -1,0 +1,269 @@
+"""events.jsonl as pandas: a row for each trial, a row for each report, a row for each confirmation.
+
+A loss that is not finite is NaN here, whatever the event says.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from tune_app.report.confirmation import confirmation
+from tune_app.run.run_dir import RunDir, Status
+
+# Best first: a finished trial's loss is final, a stopped one's was given up on.
+_STANDING = {
+    Status.FINISHED: 0,
+    Status.STOPPED: 1,
+    Status.RUNNING: 2,
+    Status.DIVERGED: 3,
+    Status.INTERRUPTED: 4,
+    Status.FAILED: 5,
+}
+_ABOUT = ["trial", "status", "reason", "origin", "of"]
+_FINAL = ["step", "train_loss", "eval_loss", "objective", "accuracy", "perplexity"]
+_TEST = ["test_loss", "test_accuracy", "test_perplexity"]
+_COST = ["tokens", "seconds"]
+_WHOLE = ["step", "tokens", "rows", "packed_tokens", "packs", "requests", "retries"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run has found out so far.
+
+    trials: a row for each trial, best first, confirmation runs last. Columns: trial, status,
+        reason, origin, of (the trial that a confirmation run repeats), every hyperparameter, and
+        the figures of the last report (step, losses, metrics, tokens, seconds).
+    history: a row for each report, by trial and step.
+    confirm: a row for each confirmed trial, the winner first; `confirmation.py` has the columns.
+    """
+
+    run: RunDir
+    settings: dict[str, Any]  # search.yaml; empty where it is missing or was cut off
+    prompts: dict[str, Any]  # prompts.json of the exported prompts; empty before there are any
+    configs: dict[int, dict[str, Any]]  # each trial's hyperparameters with their own types
+    trials: pd.DataFrame
+    history: pd.DataFrame
+    confirm: pd.DataFrame
+    task: str
+    metric: str  # "accuracy" or "perplexity"
+    study: str  # name of the Optuna study
+    sampled: list[str]  # the hyperparameters that the search varies
+    planned: int  # trials asked for, without confirmation runs
+    baseline: dict[str, Any]  # figures without any prompt, where they were measured
+    hosts: list[dict[str, Any]]  # what each trial host counted, once the search has ended
+    running: bool
+    reason: str  # why the search ended; empty while it runs or where it died
+    seconds: float  # wall time, pauses between a kill and a resume left out
+
+    @property
+    def population(self) -> bool:
+        """Whether trials changed their hyperparameters on the way."""
+        return self.settings.get("scheduler") == "pbt"
+
+    def changes(self, trial: int) -> list[list[Any]]:
+        """What the trial's config changed on the way: `TrialConfig.changes`."""
+        return list(self.configs.get(trial, {}).get("changes", []))
+
+    @property
+    def searched(self) -> pd.DataFrame:
+        """The trials of the search itself, best first, without confirmation runs."""
+        return self.trials[self.trials["origin"] != "confirm"]
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The trials that can win: trained to their last step, with a finite loss; best first."""
+        rows = self.searched
+        return rows[(rows["status"] == Status.FINISHED) & rows["eval_loss"].notna()]
+
+    @property
+    def default(self) -> pd.Series | None:
+        """Trial 0, the documented default, however it ended; None before it started."""
+        rows = self.trials[self.trials["trial"] == 0]
+        return None if rows.empty else rows.iloc[0]
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The winner of the confirmation, else the lowest final eval_loss; None without either."""
+        if len(self.confirm) > 1:
+            # Candidates that are a seed behind, because the confirmation still runs, must wait.
+            ready = self.confirm[self.confirm["seeds"] == self.confirm["seeds"].max()]
+            if len(ready) > 1:
+                return self.trials[self.trials["trial"] == ready.iloc[0]["trial"]].iloc[0]
+        return None if self.finished.empty else self.finished.iloc[0]
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many trials of the search stand how; statuses that do not occur are left out."""
+        statuses = list(self.searched["status"])
+        return {status: statuses.count(status) for status in Status if status in statuses}
+
+
+def load(run: RunDir) -> Results:
+    """Reads a run, whether it goes on, has ended or was killed."""
+    events = run.events()
+    started: dict[int, dict[str, Any]] = {}  # trial -> its latest trial_started
+    ended: dict[int, dict[str, Any]] = {}
+    reports: dict[int, list[dict[str, Any]]] = {}
+    search: dict[str, Any] = {}
+    last: dict[str, Any] = {}  # the latest event of the search as a whole
+    for event in events:
+        kind = event["event"]
+        if kind in ("search_started", "search_resumed", "search_ended"):
+            last = event
+            search |= {key: value for key, value in event.items() if value is not None}
+            continue
+        if kind == "population_changed":
+            for change in event["changed"]:
+                if change["trial"] in started:
+                    started[change["trial"]] |= {"config": change["config"]}
+        trial = event.get("trial")
+        if not isinstance(trial, int):
+            continue
+        if kind == "trial_started":
+            started[trial] = event
+            ended.pop(trial, None)
+        elif kind == "trial_ended":
+            ended[trial] = event
+        elif kind == "report" and isinstance(event.get("step"), int):
+            # A trial that went on from a checkpoint reports some steps anew: the later life counts.
+            earlier = [old for old in reports.get(trial, []) if old["step"] < event["step"]]
+            reports[trial] = [*earlier, event]
+
+    running = last.get("event") != "search_ended" and run.in_use()
+    open_status = Status.RUNNING if running else Status.INTERRUPTED
+    trials = _trials(started, ended, reports, open_status)
+    history = _history(reports)
+    metric = search.get("metric")
+    if metric not in ("accuracy", "perplexity"):
+        metric = "perplexity" if "perplexity" in history else "accuracy"
+    return Results(
+        run=run,
+        settings=_settings(run),
+        prompts=_prompts(run),
+        configs={trial: dict(start.get("config") or {}) for trial, start in started.items()},
+        trials=trials,
+        history=history,
+        confirm=confirmation(trials, metric),
+        task=str(search.get("task", "")),
+        metric=metric,
+        study=str(search.get("study") or "tune_app"),
+        sampled=_sampled(search, trials),
+        planned=int(search.get("trials") or 0),
+        baseline=search["baseline"] if isinstance(search.get("baseline"), dict) else {},
+        hosts=[host for host in last.get("hosts") or [] if isinstance(host, dict)],
+        running=running,
+        reason=str(last.get("reason") or "") if last.get("event") == "search_ended" else "",
+        seconds=_wall_time(events),
+    )
+
+
+def _trials(
+    started: dict[int, dict[str, Any]],
+    ended: dict[int, dict[str, Any]],
+    reports: dict[int, list[dict[str, Any]]],
+    open_status: Status,
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    hyperparameters: dict[str, None] = {}  # an ordered set
+    figures: dict[str, None] = {}
+    for trial in sorted(started.keys() | ended.keys() | reports.keys()):
+        start, end = started.get(trial, {}), ended.get(trial, {})
+        config = dict(start.get("config") or {})
+        if config.get("changes"):
+            config["changes"] = json.dumps(config["changes"])
+        final = reports[trial][-1] if trial in reports else {}
+        final = {
+            key: value
+            for key, value in final.items()
+            if key not in ("event", "time", "trial", "learning_rate") and key not in config
+        }
+        hyperparameters |= dict.fromkeys(config)
+        figures |= dict.fromkeys(final)
+        status = end.get("status", open_status)
+        about = {
+            "trial": trial,
+            "status": status if status in _STANDING else Status.FAILED,
+            "reason": end.get("reason") or "",
+            "origin": start.get("origin") or "suggested",
+            "of": start.get("of"),
+        }
+        rows.append({**about, **config, **final})
+    known = [name for name in (*_FINAL, *_TEST) if name in figures or name in _FINAL[:3]]
+    extra = [name for name in figures if name not in (*known, *_COST)]
+    columns = list(dict.fromkeys([*_ABOUT, *hyperparameters, *known, *_COST, *extra]))
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["status"] = [Status(status) for status in frame["status"]]
+    frame = _numeric(frame, [*_FINAL, *_TEST, *_COST, *extra], integers=["of", *_WHOLE])
+    keys = pd.DataFrame(
+        {
+            "confirm": frame["origin"] == "confirm",
+            "standing": [_STANDING[status] for status in frame["status"]],
+            "loss": frame["eval_loss"],
+            "trial": frame["trial"],
+        }
+    )
+    order = keys.sort_values(["confirm", "standing", "loss", "trial"], na_position="last").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _history(reports: dict[int, list[dict[str, Any]]]) -> pd.DataFrame:
+    rows = [
+        {key: value for key, value in report.items() if key != "event"}
+        for trial in sorted(reports)
+        for report in reports[trial]
+    ]
+    first = ["trial", "step", "train_loss", "eval_loss", "learning_rate", *_COST, "time"]
+    extra = dict.fromkeys(key for row in rows for key in row if key not in first)
+    frame = pd.DataFrame(rows, columns=[*first, *extra])
+    return _numeric(frame, [name for name in frame if name != "trial"], integers=_WHOLE)
+
+
+def _numeric(frame: pd.DataFrame, names: list[str], integers: list[str]) -> pd.DataFrame:
+    """Columns as numbers: a null is NaN in a float column and <NA> in one of whole numbers."""
+    for name in names:
+        if name in frame and frame[name].dtype != bool:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+    for name in integers:
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").round().astype("Int64")
+    return frame
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(run.search_yaml.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _prompts(run: RunDir) -> dict[str, Any]:
+    try:
+        about = json.loads(run.prompts_json.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _sampled(search: dict[str, Any], trials: pd.DataFrame) -> list[str]:
+    named = search.get("sampled")
+    names = [name for name in named if name in trials] if isinstance(named, list) else []
+    return [str(name) for name in names]
+
+
+def _wall_time(events: list[dict[str, Any]]) -> float:
+    seconds, begin, latest = 0.0, None, 0.0
+    for event in events:
+        now = event.get("time")
+        if not isinstance(now, int | float):
+            continue
+        if begin is None or event["event"] in ("search_started", "search_resumed"):
+            seconds += 0.0 if begin is None else latest - begin
+            begin = now
+        latest = now
+    return seconds + (0.0 if begin is None else latest - begin)

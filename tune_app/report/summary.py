@@ -1,0 +1,277 @@
+"""What the terminal prints when a search has ended, and what summary.txt keeps."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+
+import pandas as pd
+from sqlalchemy import make_url
+
+from tune_app.report.importance import importance, storage_url, why_none
+from tune_app.report.results import Results
+from tune_app.report.words import (
+    DASH,
+    changes_in_words,
+    count,
+    duration,
+    exported,
+    number,
+    plural,
+    sampled_values,
+    signed,
+    standing,
+    verdict,
+)
+from tune_app.run.run_dir import Status
+
+MAX_ROWS = 30
+_MAX_REASONS = 5
+_BARS = 20  # characters of the longest importance bar
+
+
+def summary(results: Results, width: int = 100) -> str:
+    """The whole summary as text of at most `width` columns, without colours."""
+    parts = [
+        _trials_table(results, width),
+        _failures(results, width),
+        _verdict(results, width),
+        _confirmation(results, width),
+        _by_scheduler(results),
+        _importance(results, width),
+        _cost(results, width),
+        _files(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(rows: list[list[str]], header: list[str], right: set[int]) -> list[str]:
+    """Lines of a table; the columns in `right` are numbers and stand flush right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return [
+        "  ".join(
+            cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])
+            for i, cell in enumerate(row)
+        ).rstrip()
+        for row in [header, *rows]
+    ]
+
+
+def _trials_table(results: Results, width: int) -> str:
+    trials = results.searched
+    if trials.empty:
+        return ""
+    names = ["trial", "status", "eval_loss", results.metric, *results.sampled, "seconds"]
+    titles = {"eval_loss": "loss", "seconds": "time"}
+    shown = trials.head(MAX_ROWS)
+    columns = {}
+    for name in names:
+        if name in shown:
+            write = duration if name == "seconds" else lambda value, name=name: number(value, name)
+            columns[titles.get(name, name)] = [write(value) for value in shown[name]]
+    # Hyperparameters that do not fit are left to trials.csv, the last ones first.
+    left_out: list[str] = []
+    while sum(max(map(len, [k, *v])) + 2 for k, v in columns.items()) - 2 > width:
+        fitting = [name for name in results.sampled if name in columns]
+        if not fitting:
+            break
+        columns.pop(fitting[-1])
+        left_out.insert(0, fitting[-1])
+    words = {name for name in shown if any(isinstance(value, str) for value in shown[name])}
+    right = {i for i, name in enumerate(columns) if name not in words}
+    lines = _table([list(row) for row in zip(*columns.values(), strict=True)], list(columns), right)
+    more = len(trials) - len(shown)
+    if more:
+        lines.append(f"… {more} more in {results.run.trials_csv.name}")
+    if left_out:
+        also = f"Also in {results.run.trials_csv.name}: {', '.join(left_out)}"
+        lines += textwrap.wrap(also, width)
+    return "\n".join(lines)
+
+
+def _failures(results: Results, width: int) -> str:
+    trials = results.trials
+    # The rare and alarming ones first: a search space that is wide makes trials diverge.
+    bad = pd.concat(
+        trials[trials["status"] == status].sort_values("trial")
+        for status in (Status.FAILED, Status.INTERRUPTED, Status.DIVERGED)
+    )
+    if bad.empty:
+        return ""
+    reasons = []
+    for row in bad.itertuples():
+        first = row.reason.splitlines()[0] if row.reason else ""
+        reasons.append(f"Trial {row.trial} {row.status}" + (f": {first}" if first else ""))
+    lines = [textwrap.shorten(text, max(width, 20), placeholder=" …") for text in reasons]
+    if len(lines) > _MAX_REASONS:
+        more = len(lines) - _MAX_REASONS
+        lines[_MAX_REASONS:] = [f"… {more} more in {results.run.trials_csv.name}"]
+    return "\n".join(lines)
+
+
+def _verdict(results: Results, width: int) -> str:
+    found = verdict(results)
+    lines = [f"{found.headline}. {found.sentence}"]
+    best = results.best
+    if best is not None and best["trial"] != 0 and sampled_values(best, results):
+        lines.append(f"Best config: {sampled_values(best, results)}")
+        changes = changes_in_words(results.changes(int(best["trial"])))
+        lines += [f"  {line}" for line in changes]
+    if exported(results):
+        lines.append(exported(results))
+    without = results.baseline.get("eval_loss", results.baseline.get("loss"))
+    if isinstance(without, int | float):
+        lines.append(f"Without any prompt the loss is {number(without, 'loss')}.")
+    return "\n".join(textwrap.fill(line, width) for line in lines)
+
+
+def _confirmation(results: Results, width: int) -> str:
+    if results.confirm.empty:
+        return ""
+    rows = [
+        [
+            "default" if row.trial == 0 else f"trial {row.trial}",
+            str(row.seeds) + (f" ({row.failed} failed)" if row.failed else ""),
+            number(row.valid, "loss"),
+            number(row.mean, "loss"),
+            DASH if pd.isna(row.spread) else f"{row.spread:.3f}",
+            number(row.metric, results.metric),
+            _difference(row.difference, row.low, row.high),
+        ]
+        for row in results.confirm.itertuples()
+    ]
+    split = results.confirm["split"].iloc[0]
+    header = ["confirmed", "seeds", "valid loss", f"{split} loss", "±", results.metric]
+    header.append("against the default")
+    lines = _table(rows, header, right={2, 3, 4, 5})
+    if max(map(len, lines)) > width:  # the metric stands in the sentence above, too
+        lines = _table([row[:5] + row[6:] for row in rows], header[:5] + header[6:], {2, 3, 4})
+    return "\n".join(line[:width] for line in lines)
+
+
+def _difference(mean: float, low: float, high: float) -> str:
+    if pd.isna(mean):
+        return DASH
+    return signed(mean) + ("" if pd.isna(low) else f" ({signed(low)} to {signed(high)})")
+
+
+def by_scheduler(results: Results) -> pd.DataFrame:
+    """Columns scheduler, trials, best, median (of the final loss of finished and stopped ones)."""
+    trials = results.searched
+    if trials.empty or "scheduler" not in trials or results.population:
+        return pd.DataFrame(columns=["scheduler", "trials", "best", "median"])
+    done = trials["status"].isin([Status.FINISHED, Status.STOPPED])
+    grouped = trials.assign(loss=trials["eval_loss"].where(done)).groupby("scheduler")
+    frame = grouped.agg(
+        trials=("trial", "size"), best=("loss", "min"), median=("loss", "median")
+    ).reset_index()
+    return frame.sort_values("best", na_position="last", kind="stable", ignore_index=True)
+
+
+def _by_scheduler(results: Results) -> str:
+    frame = by_scheduler(results)
+    if len(frame) < 2:
+        return ""
+    rows = [
+        [row.scheduler, str(row.trials), number(row.best, "loss"), number(row.median, "loss")]
+        for row in frame.itertuples()
+    ]
+    return "\n".join(_table(rows, ["scheduler", "trials", "best", "median loss"], right={1, 2, 3}))
+
+
+def _importance(results: Results, width: int) -> str:
+    frame = importance(results)
+    if frame.empty:
+        few = why_none(results)
+        return textwrap.fill(f"Importance of the hyperparameters: {few}.", width) if few else ""
+    top = frame["importance"].max()
+    rows = [
+        [
+            row.parameter,
+            f"{row.importance:.0%}",
+            "█" * max(1, round(_BARS * row.importance / top)),
+            plural(row.trials, "trial"),
+        ]
+        for row in frame.itertuples()
+    ]
+    header = ["importance (PED-ANOVA)", "", "", "rests on"]
+    return "\n".join(line[:width] for line in _table(rows, header, right={1}))
+
+
+def host_lines(results: Results) -> list[str]:
+    """A line for each trial host: pack occupancy, speed, requests, retries, time waiting."""
+    lines = []
+    for host in results.hosts:
+        parts = []
+        if isinstance(host.get("occupancy"), int | float):
+            parts.append(f"packs {host['occupancy']:.0%} full")
+        for key, unit in (("rows_per_s", "rows/s"), ("tokens_per_s", "tokens/s")):
+            if isinstance(host.get(key), int | float):
+                parts.append(f"{count(host[key])} {unit}")
+        for key, one in (("requests", "request"), ("retries", "retry")):  # of a swarm
+            if isinstance(host.get(key), int | float) and host.get("requests"):
+                parts.append(f"{host[key]:,.0f} {one if host[key] == 1 else key}")
+        if isinstance(host.get("wait_s"), int | float):
+            parts.append(f"{duration(host['wait_s'])} waiting for the backbone")
+        lines.append(f"{host.get('host', 'host')}: {', '.join(parts)}")
+    return lines
+
+
+def _cost(results: Results, width: int) -> str:
+    if results.trials.empty:
+        return ""
+    tokens = results.trials["tokens"].sum()
+    trained = f"{standing(results)}; {count(float(tokens))} tokens in {duration(results.seconds)}."
+    ended = [f"Ended: {results.reason}."] if results.reason else []
+    lines = [f"{plural(len(results.searched), 'trial')}: {trained}", *ended, *host_lines(results)]
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines)
+
+
+def _files(results: Results) -> str:
+    run = results.run
+    made = [
+        ("trials.csv", "every trial, all hyperparameters and figures"),
+        ("history.csv", "every report of every trial"),
+        ("best.yaml", "the best config, for --config"),
+        ("prompts", "the best trial's prompts"),
+    ]
+    files = [(name, what) for name, what in made if (run.path / name).exists()]
+    lines = [f"In {run.path}:", *(f"  {name:<12} {what}" for name, what in files)]
+    return "\n".join([*(lines if files else lines[:1]), *next_steps(results)])
+
+
+def next_steps(results: Results) -> list[str]:
+    """Files to open and commands that make sense now, one a line."""
+    steps = [("Report", str(results.run.report_html)), *_dashboards(results)]
+    steps += reproduce(results)
+    longest = max(len(what) for what, _ in steps)
+    return [f"{what + ':':<{longest + 1}} {command}" for what, command in steps]
+
+
+def _dashboards(results: Results) -> list[tuple[str, str]]:
+    """What other programs show of the run; a password in a storage's URL is left out."""
+    storage, settings = storage_url(results), results.settings
+    shown = make_url(storage).render_as_string(hide_password=True) if storage else ""
+    steps = [("Study", shlex.join(["optuna-dashboard", shown]))] if storage else []
+    if results.run.ray.exists():
+        steps.append(("Curves", shlex.join(["tensorboard", "--logdir", str(results.run.ray)])))
+    if settings.get("mlflow"):
+        steps.append(("MLflow", f"{settings['mlflow']}, experiment {results.run.path.name}"))
+    if settings.get("wandb"):
+        steps.append(("W&B", f"project {settings['wandb']}, group {results.run.path.name}"))
+    return steps
+
+
+def reproduce(results: Results) -> list[tuple[str, str]]:
+    """(what for, command) of everything that goes on from this run."""
+    path, steps = results.run.path, list[tuple[str, str]]()
+    if results.best is not None:
+        steps.append(("Use the prompts", f"python -m tune_app.apply {path}"))
+        steps.append(("Train it again", f"python -m tune_app.train --config {path / 'best.yaml'}"))
+    if not results.running:
+        resume = f"python -m tune_app.search --resume {path}"
+        if len(results.searched) < results.planned or Status.INTERRUPTED in results.counts:
+            steps.append(("Go on", resume))
+        elif not results.population:
+            steps.append(("Search on", f"{resume} --trials {2 * results.planned}"))
+    return steps

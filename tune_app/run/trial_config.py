@@ -1,0 +1,213 @@
+"""TrialConfig: all that one trial trains with. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_type_hints
+
+from tune_app.run.typed import ConfigError, convert, convert_fields, did_you_mean, one_of
+
+TuningMode = Literal["ptune", "deep_ptune"]
+
+# The names of transformers 4.34's SchedulerType, each with the arguments beyond warmup and length
+# that its schedule takes (a test holds them against transformers, which is slow to import).
+SCHEDULER_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("power", "lr_end"),
+    "constant": (),
+    "constant_with_warmup": (),
+    "inverse_sqrt": ("timescale",),
+    "reduce_lr_on_plateau": ("factor", "patience"),
+}
+SCHEDULERS_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
+_ARGUMENT_NAMES = ("num_cycles", "power", "lr_end", "timescale", "factor", "patience")
+# What may change while a trial trains: neither shapes nor the data's order depend on it, nor what
+# AdamW keeps (amsgrad has a moment of its own).
+CHANGEABLE = (
+    *("lr", "beta1", "beta2", "eps", "weight_decay"),
+    *("scheduler", "warmup_steps", "warmup_ratio", *_ARGUMENT_NAMES, "max_grad_norm"),
+)
+
+
+def parse_changes(value: Any) -> tuple[tuple[int, str, Any], ...]:
+    """Changes from a list of [step, name, value], as YAML and JSON hold them.
+
+    Raises ValueError, without the field's name.
+    """
+    hints, changes = get_type_hints(TrialConfig), []
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(entry, list | tuple) or len(entry) != 3:
+            raise ValueError(f"must be a list of [step, name, value], got {entry!r}.")
+        step, name, changed = entry
+        if name not in CHANGEABLE:
+            raise ValueError(
+                f"{name!r} cannot change while a trial trains.{did_you_mean(name, CHANGEABLE)}"
+            )
+        changes.append((convert(step, int), name, convert(changed, hints[name])))
+    return tuple(changes)
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One point of the search space: all that one trial trains with.
+
+    The defaults are the documented default that every search runs first: AdamW with its own betas
+    and eps, no weight decay, lr 1e-3, linear decay after 100 warmup steps (capped to the run).
+    """
+
+    # AdamW
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    # transformers.get_scheduler; None leaves an argument at transformers' own default
+    scheduler: str = "linear"
+    warmup_steps: int = 100
+    warmup_ratio: float | None = None  # of `steps`; wins over warmup_steps
+    num_cycles: float | None = None  # cosine (0.5 = half a wave), cosine_with_restarts (whole)
+    power: float | None = None  # polynomial
+    lr_end: float | None = None  # polynomial
+    timescale: int | None = None  # inverse_sqrt
+    factor: float | None = None  # reduce_lr_on_plateau
+    patience: int | None = None  # reduce_lr_on_plateau, in evaluations
+    # the prompts, the batches, the length of the run
+    tuning_mode: TuningMode = "ptune"
+    prompt_length: int = 8
+    batch_size: int = 8
+    steps: int = 100
+    max_grad_norm: float | None = None  # None: no clipping, as in the reference setup
+    seed: int = 0  # data order and prompt initialisation
+    # (step, name, value): what holds after so many steps, where it was changed on the way
+    changes: tuple[tuple[int, str, Any], ...] = field(default=(), metadata={"parse": parse_changes})
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], base: TrialConfig | None = None) -> TrialConfig:
+        """The config that the mapping describes; what it leaves out comes from `base`.
+
+        Types are converted ("1e-2" is a number). Ranges are not checked: see `check`.
+
+        Raises:
+            ConfigError: unknown names (with suggestions) or values of the wrong type.
+        """
+        values, messages = convert_fields(cls, mapping)
+        if messages:
+            raise ConfigError(messages)
+        return cls(**{**asdict(base or cls()), **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `from_dict` takes, as YAML and JSON give it back; changes only where
+        there are any."""
+        values = asdict(self)
+        changes = [list(change) for change in values.pop("changes")]
+        return values | ({"changes": changes} if changes else {})
+
+    def at(self, step: int) -> TrialConfig:
+        """What the step after `step` steps trains with: a config without changes."""
+        changed = {name: value for since, name, value in self.changes if since <= step}
+        return replace(self, changes=(), **changed)
+
+    def phases(self) -> dict[int, TrialConfig]:
+        """First step -> the config that holds from there until the next one."""
+        return {step: self.at(step) for step in sorted({0, *(since for since, *_ in self.changes)})}
+
+    def check(self) -> list[str]:
+        """Everything about the values that training could not run with; empty if all is well.
+
+        A schedule's argument that the chosen scheduler does not take is refused, because a search
+        over it would find noise. Warmup is different: it has a default, so the schedules without
+        one (constant, reduce_lr_on_plateau) ignore it.
+        """
+        messages = []
+
+        def rule(name: str, holds: bool, expected: str) -> None:
+            if not holds:
+                messages.append(f"{name}: must be {expected}, got {getattr(self, name)!r}.")
+
+        rule("lr", self.lr > 0, "above 0")
+        rule("beta1", 0 <= self.beta1 < 1, "in [0, 1)")
+        rule("beta2", 0 <= self.beta2 < 1, "in [0, 1)")
+        rule("eps", self.eps > 0, "above 0")
+        rule("weight_decay", self.weight_decay >= 0, "0 or more")
+        rule("warmup_steps", self.warmup_steps >= 0, "0 or more")
+        if self.warmup_ratio is not None:
+            rule("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]")
+        rule("tuning_mode", self.tuning_mode in ("ptune", "deep_ptune"), "ptune or deep_ptune")
+        for name in ("prompt_length", "batch_size", "steps"):
+            rule(name, getattr(self, name) >= 1, "1 or more")
+        rule("seed", self.seed >= 0, "0 or more")
+        if self.max_grad_norm is not None:
+            rule("max_grad_norm", self.max_grad_norm > 0, "above 0")
+        return messages + self._check_scheduler() + self._check_changes()
+
+    def _check_changes(self) -> list[str]:
+        if not self.changes:
+            return []
+        outside = [since for since, *_ in self.changes if not 0 < since < self.steps]
+        if outside:
+            return [f"changes: must be after steps 1 to {self.steps - 1}, got {outside[0]}."]
+        return [
+            f"changes after step {step}: {message}"
+            for step, phase in self.phases().items()
+            for message in phase.check()
+            if step > 0
+        ]
+
+    def _check_scheduler(self) -> list[str]:
+        if self.scheduler not in SCHEDULER_ARGUMENTS:
+            return [f"scheduler: {one_of(self.scheduler, SCHEDULER_ARGUMENTS)}"]
+        messages = []
+        for name in _ARGUMENT_NAMES:
+            if getattr(self, name) is None or name in SCHEDULER_ARGUMENTS[self.scheduler]:
+                continue
+            takers = [key for key, names in SCHEDULER_ARGUMENTS.items() if name in names]
+            messages.append(
+                f"{name}: scheduler {self.scheduler!r} does not take it "
+                f"(only {', '.join(takers)}), got {getattr(self, name)!r}."
+            )
+        if messages:
+            return messages
+
+        def rule(name: str, holds: bool, expected: str) -> None:
+            if not holds:
+                messages.append(
+                    f"{name}: must be {expected} for {self.scheduler}, got {getattr(self, name)!r}."
+                )
+
+        if self.num_cycles is not None:
+            whole = self.num_cycles.is_integer() and self.num_cycles >= 1
+            if self.scheduler == "cosine":
+                rule("num_cycles", self.num_cycles > 0, "above 0")
+            else:
+                rule("num_cycles", whole, "a whole number, 1 or more,")
+        if self.power is not None:
+            rule("power", self.power > 0, "above 0")
+        if self.lr_end is not None:
+            # transformers refuses an end that does not lie below the start
+            rule("lr_end", 0 <= self.lr_end < self.lr, f"0 or more and below lr ({self.lr:g})")
+        if self.timescale is not None:
+            rule("timescale", self.timescale >= 1, "1 or more")
+        elif self.scheduler == "inverse_sqrt" and self.num_warmup_steps() == 0:
+            messages.append(
+                "timescale: inverse_sqrt takes it from the warmup, which is 0 here; "
+                "give warmup_steps of 1 or more, or a timescale."
+            )
+        if self.factor is not None:
+            rule("factor", 0 < self.factor < 1, "between 0 and 1")
+        if self.patience is not None:
+            rule("patience", self.patience >= 0, "0 or more")
+        return messages
+
+    def num_warmup_steps(self) -> int:
+        """Warmup in steps, as the scheduler gets it: at most `steps`, 0 for those without one."""
+        if self.scheduler in SCHEDULERS_WITHOUT_WARMUP:
+            return 0
+        if self.warmup_ratio is not None:
+            # rounded up, as by transformers.TrainingArguments.get_warmup_steps
+            return math.ceil(self.steps * self.warmup_ratio)
+        return min(self.warmup_steps, self.steps)

@@ -1,0 +1,221 @@
+"""All that can be wrong with a search, found before anything starts and reported together."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+
+from optuna.distributions import CategoricalDistribution, IntDistribution
+
+from tune_app.models.folder import model_folder, positions
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import ConfigError, SearchConfig, check_search_config
+from tune_app.serve.connection import request_tokens
+from tune_app.study.explore import check_population
+from tune_app.study.space import SearchSpace
+from tune_app.study.yaml_space import load_space
+
+_PEER_TIMEOUT_S = 5.0
+
+
+def check_everything(config: SearchConfig) -> SearchSpace:
+    """The search's space, once all of the config is found to be usable.
+
+    Raises ConfigError with every mistake.
+    """
+    messages = check_search_config(config)
+    space = None
+    try:
+        space = load_space(config.space)
+    except ConfigError as error:
+        messages += error.messages
+    if not any(message.startswith("--model") for message in messages):
+        messages += _check_model(config, space)
+    if config.peers and not any(message.startswith("--peers") for message in messages):
+        messages += _check_peers(config)
+    if not any(message.startswith(("--train", "--valid", "--test")) for message in messages):
+        messages += _check_data(config)
+    trial_is_fine = not any(message.startswith("trial:") for message in messages)
+    if config.scheduler == "pbt" and space is not None and trial_is_fine:
+        messages += check_population(config, space)
+    messages += _check_mlflow(config) + _check_wandb(config)
+    if config.resume is not None and space is not None and not messages:
+        messages += _check_resumed(config, space, RunDir(config.resume))
+    if messages or space is None:
+        raise ConfigError(messages)
+    return space
+
+
+# What makes trials of one study comparable.
+_SAME_IN_A_RUN = (
+    "task",
+    "train",
+    "valid",
+    "test",
+    "text_column",
+    "label_column",
+    "model",
+    "dtype",
+    "tuning_mode",
+    "prompt_length",
+    "steps",
+    "batch_size",
+    "max_length",
+)
+
+
+def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> list[str]:
+    """What differs from the run that is gone on with, where its trials would not compare."""
+    if not run.search_yaml.is_file():  # it was killed before its first trial
+        return []
+    before = SearchConfig.from_yaml(run.search_yaml)
+    messages = [
+        f"--{name.replace('_', '-')}: differs from what the run began with "
+        f"({getattr(before, name)}, now {getattr(config, name)})."
+        for name in _SAME_IN_A_RUN
+        if getattr(before, name) != getattr(config, name)
+    ]
+    population = _check_same_population(before, config)
+    old_space = load_space(str(run.space_yaml))
+    messages += [f"--space: {change}." for change in old_space.difference(space)]
+    if config.allow_changed_space:
+        return population + [
+            f"--space: Optuna cannot use the old trials, because {name} has other choices or is "
+            "of another kind now; start a new search."
+            for name in old_space.incompatible_with(space)
+        ]
+    if messages:
+        messages.append(
+            "A run goes on with the same space, model and data, or the trials do not compare; "
+            "start a new one with another --out, or add --allow-changed-space."
+        )
+    return population + messages
+
+
+def _check_same_population(before: SearchConfig, config: SearchConfig) -> list[str]:
+    """A population begins together and its trials change: no other trial joins or leaves it."""
+    both = (before.scheduler, config.scheduler)
+    if "pbt" in both and before.scheduler != config.scheduler:
+        return [
+            "--scheduler: a population (pbt) goes on as one, and no other search becomes one; the "
+            f"run began with {before.scheduler}, now {config.scheduler}."
+        ]
+    if "pbt" in both and before.trials != config.trials:
+        return [
+            f"--trials: a population keeps its size; the run began with {before.trials}, now "
+            f"{config.trials}. Start a new one with another --out."
+        ]
+    return []
+
+
+def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None:
+    """Raises ConfigError where a resumed run's data are not those that it began with."""
+    before = next((e for e in run.events() if e["event"] == "search_started"), None)
+    if before is None or config.allow_changed_space or before["fingerprint"] == fingerprint:
+        return
+    raise ConfigError(
+        "--resume: the data have changed since the run began (same names, other rows); start a "
+        "new one with another --out, or add --allow-changed-space."
+    )
+
+
+def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:
+    from tune_app.models.checks import check_checkpoint
+
+    try:
+        folder = model_folder(config.model)
+        messages: list[str] = []
+        if config.backbone == "swarm":
+            check_checkpoint(folder, messages)
+        limit = positions(folder)
+    except ConfigError as error:
+        return error.messages
+    longest = config.prompt_length if space is None else _longest_prompt(config, space)
+    if limit is not None and longest + config.max_length > limit:
+        messages.append(
+            f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
+            f"tokens make {longest + config.max_length} positions; {config.model} has {limit}."
+        )
+    if config.backbone == "swarm" and longest + config.max_length > request_tokens(config):
+        messages.append(
+            f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
+            f"tokens make a row of {longest + config.max_length}; a request to the swarm takes "
+            f"{request_tokens(config)}" + (" (see --request-tokens)." if config.peers else ".")
+        )
+    return messages
+
+
+def _longest_prompt(config: SearchConfig, space: SearchSpace) -> int:
+    distribution = space.distributions().get("prompt_length")
+    if isinstance(distribution, IntDistribution):
+        return distribution.high
+    if isinstance(distribution, CategoricalDistribution):
+        return max(int(str(choice)) for choice in distribution.choices)
+    return int(space.fixed.get("prompt_length", config.prompt_length))
+
+
+def _check_peers(config: SearchConfig) -> list[str]:
+    """Whether anybody listens at one of the peers; hivemind itself would wait for a minute."""
+    for peer in config.peers:
+        parts = peer.split("/")
+        try:
+            with socket.create_connection((parts[2], int(parts[4])), timeout=_PEER_TIMEOUT_S):
+                return []
+        except OSError:
+            continue
+    return [
+        f"--peers: nobody answers within {_PEER_TIMEOUT_S:g} s at {', '.join(config.peers)}; "
+        "is the swarm up, and the port reachable from here?"
+    ]
+
+
+def _check_data(config: SearchConfig) -> list[str]:
+    if config.train is None:
+        return []
+    from tune_app.tasks.loading import read_and_check
+
+    try:
+        read_and_check(config)
+    except ConfigError as error:
+        return error.messages
+    return []
+
+
+def _check_mlflow(config: SearchConfig) -> list[str]:
+    """Whether MLflow is there and the tracking URI answers."""
+    if config.mlflow is None:
+        return []
+    # A server that dies is not worth minutes of a search's time, and nothing is reported home.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if importlib.util.find_spec("mlflow") is None:
+        return ["--mlflow: needs the package mlflow-skinny (or mlflow): pip install mlflow-skinny"]
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(config.mlflow).search_experiments(max_results=1)
+    except Exception as error:  # MLflow's, SQLAlchemy's or the transport's
+        reason = str(error).strip().partition("\n")[0]
+        return [f"--mlflow: no MLflow answers at {config.mlflow!r}: {reason}"]
+    return []
+
+
+def _check_wandb(config: SearchConfig) -> list[str]:
+    """Whether wandb is there and knows whose account to log to; asks no server."""
+    if config.wandb is None:
+        return []
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if importlib.util.find_spec("wandb") is None:
+        return ["--wandb: needs the package wandb: pip install wandb"]
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled") or "WANDB_API_KEY" in os.environ:
+        return []
+    import wandb
+
+    if wandb.login(prompt=False):
+        return []
+    return [
+        "--wandb: no account is logged in; run `wandb login`, set WANDB_API_KEY, or set "
+        "WANDB_MODE=offline and upload later with `wandb sync`."
+    ]

@@ -1,0 +1,90 @@
+"""The command `python -m tune_app.search`: check everything, search, show what was found."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from tune_app.report.results import load
+from tune_app.report.write import kept_fresh, write_all
+from tune_app.run.flags import parse_search_args
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.search.checks import check_everything, check_same_data
+from tune_app.search.dry_run import dry_run
+from tune_app.search.live import LiveView
+from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.study.space import SearchSpace
+from tune_app.study.storage import check_study
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 when the search has shown results; 1 where no trial could be trained, or none
+    any longer; 2 for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM."""
+    try:
+        config = parse_search_args(argv)
+        space = check_everything(config)
+        if config.dry_run:
+            print(dry_run(config, space))
+            return 0
+        run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        check_study(config, run)
+        with run.lock():
+            return run_search(replace(config, out=run.path), space, run)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("left at once; go on with --resume", file=sys.stderr)
+        return 130
+
+
+def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
+    """Runs or resumes the search in `run`, confirms its best, and shows what it found."""
+    # Imported here: they need a second, which a user's mistake should not have to wait for.
+    from tune_app.apply.export import export_best
+    from tune_app.search.ray_tune.cluster import cluster
+    from tune_app.search.ray_tune.prometheus import hosts_watched
+    from tune_app.search.ray_tune.tuning import confirm, search
+
+    live, ending = LiveView(config, run), Ending(config)
+
+    def ray_died() -> None:
+        live.stop()
+        again = f"--resume {run.path}" if run.events() else "and its flags again"
+        print(f"Ray has died; go on with python -m tune_app.search {again}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
+
+    # The signals' handlers come after Ray's own: until then Ctrl-C leaves at once.
+    with (
+        live,
+        cluster(config, progress=live.progress, ray_died=ray_died) as machines,
+        interruptible(ending, live.say),
+    ):
+        check_same_data(config, run, machines.about["fingerprint"])
+        run.write_atomic(run.space_yaml, space.text)
+        run.write_atomic(run.search_yaml, config.to_yaml())
+        live.introduce(machines)
+        with kept_fresh(run), hosts_watched(machines, live.show_hosts):
+            search(config, space, run, machines, live, ending)
+            confirm(config, run, machines, live, ending)
+    export_best(run)
+    print(write_all(run, width=_terminal_width()), end="")
+    if ending.exit_code == 1:
+        print(
+            f"The search ended because nothing can train any more: {ending.reason}\n"
+            f"Once that is mended: python -m tune_app.search --resume {run.path}",
+            file=sys.stderr,
+        )
+    return ending.exit_code or int(set(load(run).counts) == {Status.FAILED})
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 100

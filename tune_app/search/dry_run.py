@@ -1,0 +1,59 @@
+"""`--dry-run`: the space, some of its configs and what the search will cost; starts nothing."""
+
+from __future__ import annotations
+
+from tune_app.report.words import count, duration, number
+from tune_app.run.search_config import SearchConfig
+from tune_app.study.space import SearchSpace
+
+_SAMPLES = 5
+_STOPS = {
+    "none": "",
+    "pbt": ", all at once; after each evaluation the worst quarter goes on from the best",
+}
+
+
+def dry_run(config: SearchConfig, space: SearchSpace) -> str:
+    """What `python -m tune_app.search` would do, for the terminal."""
+    names = list(space.sampled_names)
+    rows = [
+        [number(point[name], name) if name in point else "-" for name in names]
+        for point in space.sample(_SAMPLES, config.seed)
+    ]
+    widths = [max(len(row[i]) for row in [names, *rows]) for i in range(len(names))]
+    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [names, *rows]]
+    return "\n".join(
+        [
+            f"The space {space.name}:",
+            "",
+            space.describe(),
+            "",
+            f"{_SAMPLES} configs that it could suggest:",
+            "",
+            *table,
+            "",
+            *_cost(config),
+        ]
+    )
+
+
+def _cost(config: SearchConfig) -> list[str]:
+    row_tokens = config.prompt_length + config.max_length
+    trial_tokens = config.steps * config.batch_size * row_tokens
+    confirmations = (config.confirm + 1) * config.confirm_seeds if config.confirm else 0
+    lines = [
+        f"The search: {config.trials} trials of at most {config.steps} steps of "
+        f"{config.batch_size} rows, {row_tokens} tokens each at most:",
+        f"  at most {count(config.trials * trial_tokens)} tokens for training"
+        + _STOPS.get(config.scheduler, f"; {config.scheduler} stops bad trials earlier"),
+    ]
+    if confirmations:
+        lines.append(
+            f"  and {confirmations} runs that confirm the best {config.confirm} and the default "
+            f"with {config.confirm_seeds} seeds: at most {count(confirmations * trial_tokens)}"
+        )
+    if config.time_budget is not None:
+        lines.append(f"  it ends after {duration(config.time_budget)} in any case")
+    if config.token_budget is not None:
+        lines.append(f"  it ends after {count(config.token_budget)} tokens in any case")
+    return [*lines, "Nothing has been started."]

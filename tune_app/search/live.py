@@ -1,0 +1,270 @@
+"""What a search shows while it runs: a live display in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from tune_app.report.words import changes_in_words, duration, number, plural
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig
+from tune_app.search.progress import Progress, Run
+
+if TYPE_CHECKING:
+    from tune_app.search.ray_tune.cluster import Cluster
+
+_REFRESHES_PER_S = 4
+_LABEL_WIDTH = 7  # of the two tables that stand on each other
+_COLOURS = {
+    Status.FINISHED: "green",
+    Status.STOPPED: "yellow",
+    Status.DIVERGED: "magenta",
+    Status.FAILED: "red",
+    Status.RUNNING: "cyan",
+}
+
+
+class LiveView:
+    """Listens to the search's events and keeps the person at the terminal informed.
+
+    Drawn by a thread of rich's, from a picture that `listen` makes anew after each event. No lock
+    of its own: Ctrl-C may interrupt anything here, and its handler speaks through `say`.
+    """
+
+    def __init__(self, config: SearchConfig, run: RunDir, stream: TextIO | None = None) -> None:
+        self._config, self._run = config, run
+        self._progress = Progress(config)
+        self._hosts: list[dict[str, Any]] = []
+        self._console = Console(file=stream or sys.stderr, highlight=False)
+        # Logs of Ray and Petals would tear a live display apart.
+        self._is_live = (
+            self._console.file.isatty()
+            and not self._console.is_dumb_terminal
+            and not (config.quiet or config.verbose)
+        )
+        self._picture: RenderableType = Text("")
+        self._live = Live(
+            get_renderable=self._draw,
+            console=self._console,
+            transient=True,
+            refresh_per_second=_REFRESHES_PER_S,
+            redirect_stdout=sys.stdout.isatty(),  # else the result is written to a file
+        )
+
+    def __enter__(self) -> LiveView:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Gives the terminal back."""
+        self._live.stop()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()  # Tune saves its callbacks, and this with them; a terminal cannot be
+
+    def introduce(self, machines: Cluster) -> None:
+        """What is known before the first trial: where the results go, where to watch."""
+        self.say(f"run directory: {self._run.path}")
+        for note in machines.about["notes"]:
+            self.say(f"note: {note}")
+        if machines.dashboard:
+            self.say(f"Ray dashboard: {machines.dashboard}  (its token: {token_command()})")
+        self._picture = Text("waiting for the first trial ...")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the live display."""
+        if not self._config.quiet:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def progress(self, text: str) -> None:
+        """What is being waited for before the first trial."""
+        if self._is_live:
+            self._picture = Spinner("dots", f"{text} ...")
+        else:
+            self.say(f"{text} ...")
+
+    def expect(self, runs: int) -> None:
+        """The confirmation begins: so many runs of it."""
+        self._progress.expect(runs)
+        self._picture = self._pictured()
+
+    def show_hosts(self, counters: list[dict[str, Any]]) -> None:
+        """What the trial hosts have counted so far; may come from any thread."""
+        self._hosts = counters
+
+    def listen(self, event: dict[str, Any]) -> None:
+        if event["event"] == "search_resumed":
+            self._progress.replay(self._run.events())
+        run = self._progress.listen(event)
+        if event["event"] == "population_changed" and not self._is_live:
+            self._tell_changes(event)
+        if run is not None:
+            self._tell(event["event"], run, event)
+        self._picture = self._pictured()
+
+    def _tell(self, kind: str, run: Run, event: dict[str, Any]) -> None:
+        """The plain lines: one for each run that has ended, and for what has gone wrong."""
+        if kind == "trial_retried":
+            self.say(f"{self._name(run)} goes on from its last evaluation: {event.get('reason')}")
+        elif kind == "trial_ended" and not self._is_live:
+            self.say(self._line(run))
+        elif kind == "trial_ended" and run.status == Status.FAILED:
+            self.say(f"{self._name(run)} failed: {run.reason}")
+        elif kind == "report" and self._config.verbose:
+            self.say(f"{self._name(run)}: step {run.step}, {self._figures(run)}")
+
+    def _tell_changes(self, event: dict[str, Any]) -> None:
+        for change in event["changed"]:
+            latest = [c for c in change["config"].get("changes", ()) if c[0] == event["step"]]
+            values = ", ".join(changes_in_words(latest))
+            self.say(f"trial {change['trial']} goes on from trial {change['of']} {values}".rstrip())
+
+    def _line(self, run: Run) -> str:
+        """`3/16  trial 2  finished  loss 1.966, accuracy 0.234  lr 1.4e-3, linear  9.8 s`"""
+        progress = self._progress
+        done, planned = progress.ended, self._config.trials
+        if run.of is not None:
+            done, planned = len(progress.confirmed), progress.confirmations
+        parts = [
+            f"{done}/{planned}",
+            self._name(run),
+            run.status,
+            self._figures(run),
+            f"lr {number(run.config.get('lr'), 'lr')}, {run.config.get('scheduler', '')}",
+            duration(float(run.last.get("seconds", math.nan))),
+        ]
+        return "  ".join(parts) + (f"  ({run.reason})" if run.reason else "")
+
+    def _name(self, run: Run) -> str:
+        if run.of is None:
+            return f"trial {run.trial}"
+        seeds = self._config.confirm_seeds
+        return f"confirming {_confirmed(run.of)}, seed {run.seed_index} of {seeds}"
+
+    def _figures(self, run: Run) -> str:
+        metric = self._progress.metric
+        text = f"loss {number(run.loss, 'loss')}"
+        if metric and run.last.get(metric) is not None:
+            text += f", {metric} {number(run.last[metric], metric)}"
+        return text
+
+    # ------------------------------------------------------------------------------- in a terminal
+
+    def _draw(self) -> RenderableType:
+        """The picture with what changes between events: the hosts' figures and the time."""
+        if isinstance(self._picture, Spinner | Text):
+            return self._picture
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim", no_wrap=True, min_width=_LABEL_WIDTH)
+        lines.add_column(overflow="ellipsis", no_wrap=True)
+        for label, value in hosts_in_words(self._hosts):
+            lines.add_row(label, value)
+        left = self._progress.left_s()
+        time_text = f"{duration(self._progress.elapsed_s())} so far"
+        lines.add_row("time", time_text + ("" if not left else f", about {duration(left)} left"))
+        return Group(self._picture, lines)
+
+    def _pictured(self) -> RenderableType:
+        progress = self._progress
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim", no_wrap=True, min_width=_LABEL_WIDTH)
+        lines.add_column()
+        if progress.confirmations:
+            lines.add_row("confirm", self._bar(len(progress.confirmed), progress.confirmations))
+            for of in dict.fromkeys(run.of for run in progress.running):
+                seeds = sorted(run.seed_index for run in progress.running if run.of == of)
+                text = ", ".join(map(str, seeds)) + f" of {self._config.confirm_seeds}"
+                lines.add_row("", f"{_confirmed(of)}, seed{'s' * (len(seeds) > 1)} {text}")
+        else:
+            lines.add_row("trials", self._bar(progress.ended, self._config.trials))
+        if progress.counts:
+            lines.add_row("", self._counts())
+        best = progress.best
+        if best is None:
+            lines.add_row("best", "no trial has finished yet")
+        else:
+            lines.add_row("best", f"trial {best.trial}: {self._figures(best)}")
+            names = progress.sampled or ["lr", "scheduler"]
+            values = [
+                f"{name} {number(best.config[name], name)}"
+                for name in names
+                if best.config.get(name) is not None
+            ]
+            lines.add_row("", Text(", ".join(values), style="bold"))
+        if progress.rungs:
+            lines.add_row("rungs", self._rungs())
+        return lines
+
+    def _bar(self, done: int, planned: int) -> RenderableType:
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(max(planned, 1), done, width=30), f"{done} of {planned}")
+        return bar
+
+    def _counts(self) -> Text:
+        counts = self._progress.counts.items()
+        parts = [Text(f"{amount} {status}", _COLOURS[Status(status)]) for status, amount in counts]
+        return Text("  ").join(parts)
+
+    def _rungs(self) -> Table:
+        """How many trials came how far, and the losses there: what early stopping goes by."""
+        rungs = self._progress.rungs[-8:]  # as many as 80 columns hold
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        for _ in rungs:
+            table.add_column(justify="right")
+        table.add_row("step", *(str(rung.step) for rung in rungs))
+        table.add_row("trials", *(str(rung.trials) for rung in rungs))
+        table.add_row("best loss", *(number(rung.best_loss, "loss") for rung in rungs))
+        table.add_row("median", *(number(rung.median_loss, "loss") for rung in rungs))
+        return table
+
+
+def _confirmed(of: int | None) -> str:
+    return f"trial {of}" if of else "the default"
+
+
+def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The lines `speed` and `swarm` of the display, from `Cluster.counters`."""
+    working = [host for host in counters if host.get("packs")]
+    if not working:
+        return []
+    rows, tokens = (sum(h[key] for h in working) for key in ("rows_per_s", "tokens_per_s"))
+    full = sum(host["occupancy"] * host["packs"] for host in working)
+    full /= sum(host["packs"] for host in working)
+    hosts = f", {len(working)} hosts" if len(working) > 1 else ""
+    lines = [("speed", f"{rows:.0f} rows/s, {tokens:,.0f} tokens/s, packs {full:.0%} full{hosts}")]
+    swarm = [host for host in working if host.get("servers") is not None]
+    if swarm:
+        # Every host sees the same swarm; the most cautious view of it counts.
+        servers, blocks = (min(host[key] for host in swarm) for key in ("servers", "blocks_served"))
+        retries = sum(host["retries"] for host in swarm)
+        lines.append(
+            (
+                "swarm",
+                f"{plural(servers, 'server')}, {blocks} of {swarm[0]['blocks']} blocks served, "
+                f"{retries} retried",
+            )
+        )
+    return lines
+
+
+def token_command() -> str:
+    """The command that prints the dashboard's token, with the path of `ray` where it needs one."""
+    ray = Path(sys.executable).with_name("ray")
+    on_path = shutil.which("ray")
+    found = on_path is not None and ray.exists() and Path(on_path).samefile(ray)
+    return f"{'ray' if found else ray} get-auth-token"

@@ -1,0 +1,205 @@
+"""Ray, the swarm and the trial hosts: what a search runs on, started together, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray._private.services
+
+from tune_app.models.folder import model_folder
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
+from tune_app.search.ray_tune.host import TrialHost
+from tune_app.serve.connection import Connection, connection_to, start_private_swarm
+
+# Nothing is reported home, and the commands' output is ours alone.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TQDM": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason stands in the table
+    "TUNE_WARN_THRESHOLD_S": "1000",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_MOST_STARTED_AHEAD = 32  # workers; each takes half a second of a processor
+_LOOK_S = 1.0  # how often Ray's own processes are looked at
+# Threads of a host's actor that answer trials; each running trial waits in at most one.
+_MOST_CALLS = 1000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a search runs on.
+
+    hosts: actor handles
+    about: what the first host says of the data
+    tokens_in_flight: padded tokens that all hosts together compute at once
+    dashboard: URL, or ""
+    """
+
+    hosts: list[Any]
+    connection: Connection
+    about: dict[str, Any]
+    tokens_in_flight: int
+    dashboard: str
+
+    def stop_trials(self) -> None:
+        """Ends the training of all trials at their next step, without waiting for it."""
+        for host in self.hosts:
+            host.stop_all.remote()
+
+    def counters(self) -> list[dict[str, Any]]:
+        """What each host that still answers has done."""
+        found = []
+        for host in self.hosts:
+            try:
+                found.append(ray.get(host.counters.remote(), timeout=10))
+            except ray.exceptions.RayError:
+                continue  # a host that has died takes its counters along
+        return found
+
+
+@contextmanager
+def cluster(
+    config: SearchConfig, *, progress: Callable[[str], None], ray_died: Callable[[], None]
+) -> Iterator[Cluster]:
+    """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable.
+
+    ray_died: called from a thread where the Ray that was started here loses one of its own
+    processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
+    """
+    model = model_folder(config.model)
+    with ExitStack() as stack:
+        private = start_private_swarm(config, model, progress=progress)
+        if private is not None:
+            stack.callback(private.stop)
+        progress("starting Ray")
+        dashboard = stack.enter_context(_ray(config))
+        if config.address is None:
+            stack.enter_context(_watched_ray(ray_died))
+        hosts = _start_hosts(config, model)
+        stack.callback(_stop_hosts, hosts)
+        if private is not None:
+            private.wait_until_ready(progress=progress)
+        connection = connection_to(config, model, private)
+        progress("loading the model and the data")
+        try:
+            about = ray.get([host.about.remote() for host in hosts])[0]
+            tokens = ray.get([host.connect.remote(connection) for host in hosts])
+        except ray.exceptions.RayTaskError as error:
+            raise _usage_error(error) from error
+        except ray.exceptions.ActorDiedError as error:
+            raise _usage_error(getattr(error, "cause", None) or error) from error
+        yield Cluster(hosts, connection, about, sum(tokens), dashboard)
+
+
+def _usage_error(error: Exception) -> Exception:
+    """The host's own ConfigError or swarm failure as a ConfigError; anything else as it is."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ConfigError):
+        return ConfigError(cause.messages)
+    if type(cause).__name__ == "BackboneUnavailable":
+        return ConfigError(f"--peers: {cause}")
+    return error
+
+
+@contextmanager
+def _ray(config: SearchConfig) -> Iterator[str]:
+    """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
+    os.environ.update(_RAY_ENVIRONMENT)
+    quiet = {
+        "log_to_driver": config.verbose,
+        "logging_level": "INFO" if config.verbose else "ERROR",
+    }
+    if config.address is not None:
+        try:
+            context = ray.init(address=config.address, namespace="tune_app", **quiet)
+        except Exception as error:  # Ray raises several unrelated types here
+            raise ConfigError(
+                f"--address: no Ray cluster answers at {config.address!r}: {error}"
+            ) from error
+    else:
+        # Ray starts a worker at once for each (logical) processor, so for each trial: they are
+        # ready when the hosts are. With 3 times as many as it may start at a time it would warn.
+        at_once = most_trials_at_once(config)
+        workers = max(os.cpu_count() or 1, min(at_once, _MOST_STARTED_AHEAD))
+        startup = str(max(workers, -(-at_once // 3)))
+        os.environ |= {"RAY_worker_maximum_startup_concurrency": startup}
+        # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
+        # that step everything it opens is on loopback.
+        ray._private.services.resolve_ip_for_localhost = lambda host: host
+        context = ray.init(
+            address="local",  # or Ray joins any cluster that it finds on this machine
+            num_cpus=workers,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
+            namespace="tune_app",
+            **quiet,
+        )
+    try:
+        url = context.dashboard_url
+        yield f"http://{url}" if url else ""
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _watched_ray(died: Callable[[], None]) -> Iterator[None]:
+    node, over = ray._private.worker._global_node, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            # The dashboard, say, can be done without.
+            if {"gcs_server", "raylet"} & {kind for kind, _ in node.dead_processes()}:
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+                died()
+                return
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = config.backbone == "local" and gpus > 0 and (config.device or "cuda") != "cpu"
+    nodes = len([node for node in ray.nodes() if node["Alive"]])
+    count = config.hosts or (gpus if use_gpu else nodes)
+    here = config.address is None
+    if config.hosts is None and here and config.backbone == "local" and not use_gpu:
+        count = hosts_on_cpu(config, model)
+    threads = max(1, (os.cpu_count() or 1) // max(1, count // nodes))
+    host = ray.remote(TrialHost)
+    return [
+        host.options(
+            name=f"host-{i}",
+            num_cpus=0,
+            num_gpus=1 if use_gpu else 0,
+            max_restarts=3,
+            max_concurrency=_MOST_CALLS,
+            scheduling_strategy="SPREAD",
+        ).remote(f"host-{i}", config, str(model), threads)
+        for i in range(count)
+    ]
+
+
+def _stop_hosts(hosts: list[Any]) -> None:
+    """Lets hosts close their swarm clients in order; the ones that do not answer are killed."""
+    closing = [host.close.remote() for host in hosts]
+    ray.wait(closing, num_returns=len(closing), timeout=5)
+    for host in hosts:
+        ray.kill(host)

@@ -1,0 +1,247 @@
+"""The trial host: one process that owns the frozen model and the data and trains many trials.
+
+A Ray actor, but it knows nothing of Ray: `search.py` makes it one. Each trial is a thread that runs
+`training.py`; the packer puts the rows of all of them into shared packs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_app.backbones.opening import open_backbone
+from tune_app.run.run_dir import RunDir, kept_state
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_report import Report, Update
+from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.serve.connection import Connection
+
+if TYPE_CHECKING:  # they import torch
+    from tune_app.backbones.packer import Packer
+    from tune_app.backbones.packing import Answer, Request
+
+# A trial that has not asked for so long is gone, and its training with it.
+_ABANDONED_S = 60.0
+# A host with no news answers a trial within this time all the same, which then asks again.
+_POLL_S = 10.0
+
+
+class _Stop(Exception):
+    """Raised in a trial's thread when nobody wants it any more."""
+
+
+@dataclass
+class _RunningTrial:
+    job: TrialJob
+    packer: Packer
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+    stop: threading.Event = field(default_factory=threading.Event)
+    answered: bool = False  # a report has been handed out
+    go_on: threading.Event = field(default_factory=threading.Event)  # and the next one asked for
+    asked_at: float = field(default_factory=time.monotonic)
+
+
+class TrialHost:
+    """Backbone, data and packer of one process. Raises at once what is wrong with any of them."""
+
+    def __init__(self, name: str, config: SearchConfig, model: str, threads: int) -> None:
+        """`threads` is how many of the machine's processors are this host's."""
+        warnings.simplefilter("ignore")
+        # Imported here: the driver refers to this class and does without torch.
+        import torch
+        import torch._dynamo  # a second, which the first optimizer's first step would take
+        from transformers import AutoTokenizer
+
+        from tune_app.tasks.loading import load_task_data
+
+        torch.set_num_threads(1)  # the packer's workers have the others
+        self._threads = threads
+        self.name, self._config, self._model = name, config, model
+        self._data = load_task_data(config, AutoTokenizer.from_pretrained(model))
+        self._trials: dict[int, _RunningTrial] = {}
+        self._packer: Packer | None = None
+        self._connecting = threading.Lock()
+        if config.backbone == "swarm":
+            import tune_app.backbones.swarm  # noqa: F401 (seconds, while the swarm starts)
+
+    def connect(self, connection: Connection) -> int:
+        """Opens the backbone, unless it is open already; padded tokens that it computes at once.
+
+        Raises BackboneUnavailable.
+        """
+        limits = self._connected(connection).backbone.limits
+        return limits.packs_in_flight * limits.tokens_per_pack
+
+    def _connected(self, connection: Connection) -> Packer:
+        from tune_app.backbones.packer import Packer
+
+        with self._connecting:
+            if self._packer is None:
+                share = self._threads / (os.cpu_count() or 1)
+                backbone = open_backbone(self._config, self._model, connection, share)
+                self._packer = Packer(backbone, self._threads)
+                # Else Python looks through all of torch for garbage, 0.16 s in which no trial runs.
+                gc.freeze()
+            return self._packer
+
+    def about(self) -> dict[str, Any]:
+        """What the search wants to know of data and model."""
+        data = self._data
+        return {
+            "notes": data.notes,
+            "classes": data.class_names,
+            "rows": {name: len(getattr(data, name)) for name in ("train", "valid", "test")},
+            "fingerprint": data.fingerprint,
+        }
+
+    def load(self) -> int:
+        """Trials in training."""
+        return len(self._trials)
+
+    async def start(self, job: TrialJob, connection: Connection) -> None:
+        """Begins to train; goes on from the job's checkpoint where there is one."""
+        await self.stop(job.number)
+        loop = asyncio.get_running_loop()
+        packer = await loop.run_in_executor(None, self._connected, connection)
+        trial = _RunningTrial(job, packer)
+        self._trials[job.number] = trial
+        threading.Thread(
+            target=self._train, args=(trial, loop), name=f"trial-{job.number}", daemon=True
+        ).start()
+
+    async def next_update(self, number: int) -> Update:
+        """The trial's next update; an empty one where there is none for a moment."""
+        trial = self._trials.get(number)
+        if trial is None:
+            return Update(error=f"{self.name} does not know trial {number}", unavailable=True)
+        trial.asked_at = time.monotonic()
+        if trial.answered:
+            trial.answered = False
+            trial.go_on.set()
+        try:
+            update = await asyncio.wait_for(trial.updates.get(), _POLL_S)
+        except TimeoutError:
+            return Update()
+        trial.answered = update.report is not None
+        return update
+
+    async def stop(self, number: int, job: TrialJob | None = None) -> None:
+        """Ends a trial's training at its next step; nothing happens where it has ended, or where
+        it has begun anew with another job than the one that is meant."""
+        if number in self._trials and job in (None, self._trials[number].job):
+            self._end(self._trials.pop(number))
+
+    @staticmethod
+    def _end(trial: _RunningTrial) -> None:
+        trial.stop.set()
+        trial.go_on.set()
+
+    async def stop_all(self) -> None:
+        """Ends all trials; who asks for their next update learns it, now or later."""
+        for trial in self._trials.values():
+            self._end(trial)
+            trial.updates.put_nowait(Update(done=True))
+
+    def counters(self) -> dict[str, Any]:
+        """What this host has done so far, for the run directory's events."""
+        if self._packer is None:
+            return {"host": self.name}
+        counters, traffic = self._packer.counters, self._packer.backbone.traffic
+        active_s = max(counters.active_s(), 1e-9)
+        backbone = self._packer.backbone
+        health = backbone.health()
+        swarm = {} if health is None else {**vars(health), "blocks": backbone.num_blocks}
+        return {
+            "host": self.name,
+            "packs": counters.packs,
+            "requests": traffic.requests,
+            "retries": traffic.retries,
+            "rows": counters.rows,
+            "tokens": counters.tokens,
+            "occupancy": counters.rows / max(1, counters.row_slots),
+            "rows_per_s": counters.rows / active_s,
+            "tokens_per_s": counters.tokens / active_s,
+            "wait_s": counters.active_s(),
+            **swarm,
+        }
+
+    def close(self) -> None:
+        for number in list(self._trials):
+            self._end(self._trials.pop(number))
+        if self._packer is not None:
+            self._packer.close()
+            self._packer.backbone.close()
+
+    # ------------------------------------------------------------------- in the trial's own thread
+
+    def _train(self, trial: _RunningTrial, loop: asyncio.AbstractEventLoop) -> None:
+        from tune_app.backbones.protocol import BackboneUnavailable
+
+        def send(update: Update) -> None:
+            loop.call_soon_threadsafe(trial.updates.put_nowait, update)
+
+        try:
+            with trial.packer.member():
+                self._run(trial, send)
+            send(Update(done=True))
+        except _Stop:
+            pass
+        except BackboneUnavailable as error:
+            send(Update(error=str(error), unavailable=True))
+        except Exception:
+            send(Update(error=traceback.format_exc()))
+
+    def _run(self, trial: _RunningTrial, send: Callable[[Update], None]) -> None:
+        from tune_app.train.loop import TrainingRun, is_of, test_metrics
+        from tune_app.train.prompt_model import PromptTunedModel
+
+        job, data = trial.job, self._data
+
+        def run_request(request: Request) -> Answer:
+            if trial.stop.is_set() or time.monotonic() - trial.asked_at > _ABANDONED_S:
+                raise _Stop
+            return trial.packer.run(request)
+
+        model = PromptTunedModel(
+            trial.packer.backbone, run_request, data.task, len(data.class_names), job.config
+        )
+        run = TrainingRun(model, data, job.config)
+        file = job.checkpoint / "state.pt"
+        own = file.read_bytes() if file.is_file() else None
+        if job.begin is not None and (own is None or not is_of(own, job.config)):
+            run.take_over(job.begin.read_bytes(), spent=own)
+        elif own is not None:
+            run.load_state(own)
+
+        def report(report: Report) -> None:
+            if trial.stop.is_set():  # perhaps another host goes on with it, and with its checkpoint
+                raise _Stop
+            last = report.step == job.config.steps and not report.diverged
+            waits = job.population and not (last or report.diverged)
+            if waits:
+                keep_state(job.checkpoint, report.step, run.state())
+            RunDir(file.parent).write_atomic(file, run.state())
+            extra = test_metrics(model, data) if job.test and last else {}
+            trial.go_on.clear()
+            send(Update(report=report.flat() | extra))
+            if waits:
+                trial.go_on.wait()
+
+        run.train(report, evaluate_on_the_way=not job.test)
+
+
+def keep_state(checkpoint: Path, step: int, state: bytes) -> None:
+    """Keeps the state for others of the population, and the one before, which a trial that begins
+    anew from there may not have read yet. Nobody wants an older one: all have come on since."""
+    RunDir(checkpoint).write_atomic(kept_state(checkpoint, step), state)
+    for old in sorted(checkpoint.glob("step-*.pt"))[:-2]:
+        old.unlink()

@@ -1,0 +1,322 @@
+"""The search itself: Ray Tune with Optuna over the hosts, and the proof of what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import BasicVariantGenerator
+
+from tune_app.report.results import load
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_report import evaluation_steps
+from tune_app.search.concurrency import runs_at_once, trials_at_once
+from tune_app.search.live import LiveView
+from tune_app.search.ray_tune.cluster import Cluster
+from tune_app.search.ray_tune.population import as_population
+from tune_app.search.ray_tune.prometheus import export_event
+from tune_app.search.ray_tune.recorder import Recorder
+from tune_app.search.ray_tune.searcher import METRIC, StudySearcher, build_sampler
+from tune_app.search.ray_tune.trainable import register_trial
+from tune_app.search.ray_tune.trial_job import (
+    FIRST_CONFIRMATION,
+    confirmation_number,
+    number_of,
+    trial_name,
+)
+from tune_app.study.space import SearchSpace
+from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
+
+if TYPE_CHECKING:
+    from tune_app.search.stop_conditions import Ending
+
+_RETRIES = 2  # of a trial whose host or swarm failed
+
+
+def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
+    """Ray Tune's scheduler of that name, with rungs at steps at which trials are evaluated."""
+    if name == "none":
+        return FIFOScheduler()
+    common: dict[str, Any] = {"time_attr": "step"}
+    first = evaluation_steps(steps)[0]
+    if name == "asha":
+        # The worse half ends at three fifths of the run. Warmup and large learning rates make a
+        # loss worse before it gets better: judged at the first evaluations, the best configs are
+        # in the worse half (benchmarks/sample_efficiency.py).
+        judged = evaluation_steps(steps)[len(evaluation_steps(steps)) * 3 // 5 - 1]
+        return _never_stops_default(
+            AsyncHyperBandScheduler(
+                **common, max_t=steps + 1, grace_period=judged, reduction_factor=2
+            )
+        )
+    if name == "median":
+        return _never_stops_default(
+            MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
+        )
+    return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
+
+
+def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
+    """The documented default runs to its end: the answer is stated against it."""
+    decide = scheduler.on_trial_result
+
+    def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = decide(controller, trial, result)
+        return TrialScheduler.CONTINUE if number_of(str(trial)) == 0 else decision
+
+    scheduler.on_trial_result = on_trial_result
+    return scheduler
+
+
+def _keeps_actors(scheduler: TrialScheduler) -> TrialScheduler:
+    """Tune starts pending trials by itself, the latest in an actor that is free. A pending trial
+    that its scheduler chooses is given that actor too, even while its own one starts, which is then
+    thrown away: short trials would cost a process each."""
+    choose = scheduler.choose_trial_to_run
+
+    def choose_trial_to_run(controller: Any) -> Trial | None:
+        trial = choose(controller)
+        return trial if trial is not None and trial.status == Trial.PAUSED else None
+
+    scheduler.choose_trial_to_run = choose_trial_to_run
+    return scheduler
+
+
+class _EndSearch(tune.Stopper):
+    """Stops all trials as soon as the search is to end.
+
+    Tune lets every trial come to its next report first, so the hosts are told not to wait for it.
+    """
+
+    def __init__(self, stopping: Callable[[], bool], stop_trials: Callable[[], None]) -> None:
+        self._stopping, self._stop_trials, self._stopped = stopping, stop_trials, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it for a `Tuner.restore` that never comes
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False  # trials end by themselves, or by the trial scheduler
+
+    def stop_all(self) -> bool:
+        if self._stopping() and not self._stopped:
+            self._stopped = True
+            self._stop_trials()
+        return self._stopped
+
+
+def search(
+    config: SearchConfig,
+    space: SearchSpace,
+    run: RunDir,
+    machines: Cluster,
+    live: LiveView,
+    ending: Ending,
+) -> None:
+    """Runs what is left of the search's trials; every finished one is in the study and the events.
+
+    The study and the events of an earlier call in the same run directory are gone on with.
+    """
+    before = run.events()
+    resumed = any(event["event"] == "search_started" for event in before)
+    name = study_name(config, run)
+    study, base = open_study(config, run, name), config.base_trial()
+    recorder = Recorder(run, _both(live, ending), ending)
+    recorder.record(
+        "search_resumed" if resumed else "search_started",
+        trials=config.trials,
+        task=config.task,
+        metric="accuracy" if config.task == "classification" else "perplexity",
+        sampled=list(space.sampled_names),
+        fingerprint=machines.about["fingerprint"],
+        classes=list(machines.about["classes"]),
+        study=name,
+    )
+    requeue_unfinished(study)
+    for event in missing_events(study, before):
+        recorder.record(**event)
+    ending.begin(run.events())
+    # They come first in the study too, so that those that a kill kept out of it can be told.
+    for first in space.first_trials(base, config.trial)[len(study.get_trials(deepcopy=False)) :]:
+        first.enqueue(study)
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    left = config.trials - len(done)
+    if left > 0 and not ending():
+        searcher = StudySearcher(
+            space,
+            base,
+            study=study,
+            # Suggestions of a resumed search must not repeat those of its beginning.
+            # A population begins before there is a result to learn from.
+            sampler=build_sampler(
+                "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
+            ),
+            settings=_settings(run),
+            stopping=ending,
+        )
+        try:
+            how = (
+                as_population(config, space, run.events(), searcher, left, recorder)
+                if config.scheduler == "pbt"
+                else {
+                    "trials": left,
+                    "searcher": searcher,
+                    "scheduler": build_trial_scheduler(config.scheduler, config.steps),
+                    "callbacks": [recorder],
+                    "at_once": trials_at_once(config, machines.tokens_in_flight),
+                }
+            )
+            _fit(config, run, machines, name="search", stopping=ending, say=live.say, **how)
+        finally:
+            requeue_unfinished(study)
+    _record_end(recorder, machines, ending)
+
+
+def confirm(
+    config: SearchConfig, run: RunDir, machines: Cluster, live: LiveView, ending: Ending
+) -> None:
+    """Trains the best configs and the documented default again, each with the same fresh seeds,
+    and judges them on the test split; the results are `confirm` runs in the events."""
+    results = load(run)
+    if config.confirm == 0 or ending.urgent or results.default is None:
+        return
+    best = [int(trial) for trial in results.finished["trial"] if trial != 0][: config.confirm]
+    if not best:
+        return
+    done = {
+        (event["of"], event["config"]["seed"])
+        for event in run.events()
+        if event["event"] == "trial_started" and event["trial"] in _confirmed(run)
+    }
+    jobs = []
+    for of in [0, *best]:
+        for seed in range(1, config.confirm_seeds + 1):
+            trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
+            if (of, trial["seed"]) not in done:
+                number = confirmation_number(of, seed)
+                jobs.append({"number": number, "origin": "confirm", "of": of, "trial": trial})
+    if not jobs:
+        return
+
+    def stopping() -> bool:
+        return ending.urgent  # a budget has ended the search at most
+
+    live.say(
+        f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
+    )
+    live.expect(len(jobs))
+    settings = _settings(run) | {"test": True}
+    recorder = Recorder(run, _both(live, ending), stopping)
+    _fit(
+        config,
+        run,
+        machines,
+        name="confirm",
+        trials=1,  # of the grid
+        # For this generator Tune ignores `max_concurrent_trials`.
+        searcher=BasicVariantGenerator(max_concurrent=runs_at_once(config)),
+        scheduler=FIFOScheduler(),
+        callbacks=[recorder],
+        stopping=stopping,
+        say=live.say,
+        param_space={"job": tune.grid_search([job | settings for job in jobs])},
+    )
+    _record_end(recorder, machines, ending)
+
+
+def _record_end(recorder: Recorder, machines: Cluster, ending: Ending) -> None:
+    recorder.record(
+        "search_ended", reason=ending.reason or "all trials are done", hosts=machines.counters()
+    )
+
+
+def _confirmed(run: RunDir) -> set[int]:
+    """Numbers of the confirmation runs that have ended."""
+    return {
+        event["trial"]
+        for event in run.events()
+        if event["event"] == "trial_ended" and event["trial"] >= FIRST_CONFIRMATION
+    }
+
+
+def _trial_name(trial: Any) -> str:
+    return trial_name(trial.config["job"]["number"])
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """What each trial gets beside its number and its TrialConfig."""
+    return {
+        "run": str(run.path),
+        "test": False,
+    }
+
+
+def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
+    def listen(event: dict[str, Any]) -> None:
+        ending.listen(event)
+        live.listen(event)
+        export_event(event)
+
+    return listen
+
+
+def _tracking(config: SearchConfig, run: RunDir, say: Callable[[str], None]) -> list[Any]:
+    if config.mlflow is None and config.wandb is None:
+        return []
+    from tune_app.search.ray_tune.tracking import (
+        tracking_callbacks,  # imports what is installed of both
+    )
+
+    return tracking_callbacks(config, run, say)
+
+
+def _fit(
+    config: SearchConfig,
+    run: RunDir,
+    machines: Cluster,
+    *,
+    name: str,
+    trials: int,
+    searcher: Any,
+    scheduler: TrialScheduler,
+    callbacks: list[tune.Callback],
+    stopping: Callable[[], bool],
+    say: Callable[[str], None],
+    param_space: dict[str, Any] | None = None,
+    at_once: int | None = None,
+) -> None:
+    """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
+    tuner = tune.Tuner(
+        register_trial(machines.hosts, machines.connection),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            search_alg=searcher,
+            scheduler=_keeps_actors(scheduler),
+            num_samples=trials,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(run.ray),
+            stop=_EndSearch(stopping, machines.stop_trials),
+            callbacks=[*callbacks, *_tracking(config, run, say)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            verbose=1 if config.verbose else 0,
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,97 @@
+"""Why a search ends before all of its trials are done: a budget, a signal, or dead machines."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tune_app.run.search_config import SearchConfig
+
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Ending:
+    """Whether the search is to end, and why; listens to the search's events.
+
+    A budget ends the search only: what it found is still confirmed. Everything else, `urgent`, ends
+    the confirmation too and has an exit code of its own.
+
+    reason: None while the search goes on
+    exit_code: 0, or 1 where the machines are gone, or 128 + the signal's number
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.reason: str | None = None
+        self.exit_code = 0
+        self._time_budget, self._token_budget = config.time_budget, config.token_budget
+        self._deadline: float | None = None
+        self._tokens: dict[int, int] = {}  # of each trial, those before an interruption included
+        self._steps: dict[int, int] = {}  # that each trial is known to have reached
+        self._failed: set[int] = set()  # trials that failed since one of them got on
+
+    def __call__(self) -> bool:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._end("the time budget is spent")
+        return self.reason is not None
+
+    @property
+    def urgent(self) -> bool:
+        return self.exit_code != 0
+
+    def begin(self, earlier: list[dict[str, Any]]) -> None:
+        """The time budget runs from now; the token budget counts the run's earlier events too."""
+        if self._time_budget is not None:
+            self._deadline = time.monotonic() + self._time_budget
+        for event in earlier:
+            if event["event"] == "report":
+                self._count(event)
+
+    def listen(self, event: dict[str, Any]) -> None:
+        if event["event"] == "report":
+            self._count(event)
+        elif event["event"] == "trial_retried" and event["machines"]:
+            # Once may be bad luck, which other trials survive. A trial that fails again while no
+            # other one gets on either has nothing to train on.
+            if event["trial"] in self._failed:
+                self._end(event["reason"], exit_code=1)
+            self._failed.add(event["trial"])
+
+    def interrupt(self, signum: int) -> None:
+        self._end("interrupted", exit_code=128 + signum)
+
+    def _end(self, reason: str, exit_code: int = 0) -> None:
+        if self.reason is None or (exit_code and not self.exit_code):
+            self.reason, self.exit_code = reason, exit_code
+
+    def _count(self, report: dict[str, Any]) -> None:
+        trial = report["trial"]
+        if report["step"] > self._steps.get(trial, 0):  # a retried trial repeats its last report
+            self._steps[trial] = report["step"]
+            self._failed.clear()
+        if self._token_budget is not None:
+            self._tokens[trial] = report["tokens"]
+            if sum(self._tokens.values()) >= self._token_budget:
+                self._end("the token budget is spent")
+
+
+@contextmanager
+def interruptible(ending: Ending, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the search, which shows its results; the second raises
+    KeyboardInterrupt at once."""
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if ending.urgent:
+            raise KeyboardInterrupt
+        ending.interrupt(signum)
+        say(f"{_SIGNALS[signal.Signals(signum)]}: ending the search; once more to leave at once")
+
+    before = {signum: signal.signal(signum, on_signal) for signum in _SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

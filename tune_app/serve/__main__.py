@@ -1,0 +1,5 @@
+import sys
+
+from tune_app.serve.supervisor import main
+
+sys.exit(main())

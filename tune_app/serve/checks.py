@@ -1,0 +1,81 @@
+"""What a private swarm is told, checked whole before a process is started."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from tune_app.models.checks import check_checkpoint
+from tune_app.run.search_config import ConfigError, did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_swarm(
+    model: str | Path,
+    servers: int,
+    replicas: int,
+    port: int,
+    announce_ports: Sequence[int],
+    device: str | None,
+    dtype: str,
+) -> int:
+    """Number of the model's blocks; raises ConfigError. What is allowed is said in PrivateSwarm."""
+    mistakes: list[str] = []
+    layers = check_checkpoint(Path(model), mistakes)
+    if servers < 1 or (layers and servers > layers):
+        most = layers or "the number of the model's blocks"
+        mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
+    if replicas < 1:
+        mistakes.append(f"replicas must be at least 1, got {replicas}.")
+    if dtype not in DTYPES:
+        mistakes.append(
+            f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}."
+            + did_you_mean(dtype, DTYPES)
+        )
+    elif dtype == "float16" and device == "cpu":
+        mistakes.append("dtype float16 cannot be served by a cpu: use float32 or bfloat16.")
+    count = max(servers, 1) * max(replicas, 1)
+    if announce_ports and len(announce_ports) != count:
+        mistakes.append(
+            f"announce_ports must name one port for each of {count} servers, got {announce_ports}."
+        )
+    if port and not 0 < port <= 65536 - count:
+        mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
+    elif port:
+        for number in range(port, port + count):
+            if _in_use(number):
+                mistakes.append(
+                    f"port {number} on 127.0.0.1 is in use: choose another, or 0 for a free one."
+                )
+    if mistakes:
+        raise ConfigError(mistakes)
+    return layers
+
+
+def _in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:
+    """The name that a model's blocks have in a swarm, after Petals' own rule for hub names.
+
+    name: the hub name or folder that the user gave, where `folder` is a copy of it in a cache.
+    So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
+    """
+    folder = Path(folder).resolve()
+    on_hub = name is not None and "/" in name and not Path(name).expanduser().is_dir()
+    named = Path(name) if name is not None and on_hub else folder
+    name = re.sub(r"[.\s]", "-", named.name)  # both mean something in hivemind's keys
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    suffix = {"llama": "-hf", "bloom": "-petals"}.get(family, "")
+    return name if name.endswith(suffix) else name + suffix

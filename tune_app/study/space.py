@@ -1,0 +1,311 @@
+"""SearchSpace: what Optuna may suggest, as a define-by-run callable that pickles.
+
+Made by `search_space.load_space`; imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from tune_app.run.trial_config import TrialConfig
+
+# Fields that say how a trial is run and not how its optimizer and schedule are set. A space's
+# `fixed` values for them hold for the documented default too, so that the comparison is fair.
+RUN_FIELDS = ("tuning_mode", "prompt_length", "batch_size", "steps", "seed")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched field of TrialConfig, and the values of other parameters that it needs."""
+
+    name: str
+    space: str  # Ray's name, "loguniform" for instance; "python" in a Python space
+    distribution: BaseDistribution
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def active(self, values: Mapping[str, Any]) -> bool:
+        """Whether the parameter exists beside these values of its parents.
+
+        A parent that is itself inactive has no value, so its children are inactive too.
+        """
+        return all(
+            parent in values and values[parent] in allowed for parent, allowed in self.when.items()
+        )
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Asks the trial for a value."""
+        d = self.distribution
+        if isinstance(d, FloatDistribution):
+            return trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
+        if isinstance(d, IntDistribution):
+            return trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
+        assert isinstance(d, CategoricalDistribution)
+        return trial.suggest_categorical(self.name, d.choices)
+
+    def range(self) -> str:
+        """The values in words; bounds are inclusive here, whatever the file's notation."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return ", ".join("none" if choice is None else str(choice) for choice in d.choices)
+        assert isinstance(d, FloatDistribution | IntDistribution)
+        step = f", step {d.step:g}" if d.step is not None and d.step != 1 else ""
+        return f"{d.low:g} to {d.high:g}{step}"
+
+    def condition(self) -> str:
+        """The condition in words, "" without one."""
+        return " and ".join(
+            f"{parent} is {' or '.join(map(str, allowed))}" for parent, allowed in self.when.items()
+        )
+
+    def __str__(self) -> str:
+        condition = self.condition()
+        return f"{self.space} {self.range()}" + (f" when {condition}" if condition else "")
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether Optuna could have suggested the value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if not isinstance(value, int | float) or not distribution.low <= value <= distribution.high:
+        return False
+    if isinstance(distribution, IntDistribution) and not float(value).is_integer():
+        return False
+    if distribution.step is None:
+        return True
+    count = (value - distribution.low) / distribution.step
+    return abs(count - round(count)) < 1e-8
+
+
+@dataclass(frozen=True)
+class FirstTrial:
+    """A trial that runs before anything is suggested.
+
+    `params` is its point in the space, or None where the space does not contain it.
+    """
+
+    origin: str  # "default" or "enqueued"
+    config: TrialConfig
+    params: dict[str, Any] | None
+
+    def enqueue(self, study: optuna.Study) -> None:
+        """Makes the study ask for this trial next (after those enqueued before)."""
+        study.enqueue_trial(
+            self.params or {},
+            user_attrs={
+                "origin": self.origin,
+                "config": self.config.to_dict(),
+                "in_space": self.params is not None,
+            },
+        )
+
+
+def origin_of(user_attrs: Mapping[str, Any]) -> str:
+    """Where a trial's config comes from; what a sampler suggests carries no such attribute."""
+    return str(user_attrs.get("origin", "suggested"))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A compiled space: call it with an Optuna trial and the trial's params are suggested.
+
+    Parents stand before their children in `parameters`. `python`, if set, suggests in place of
+    `parameters`, which then only describe what it was seen to suggest.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    enqueue: tuple[Mapping[str, Any], ...] = ()
+    text: str = ""  # YAML that loads as this space again: a run keeps it as space.yaml
+    python: Callable[[optuna.trial.BaseTrial], Mapping[str, Any] | None] | None = None
+    python_sha256: str | None = None
+
+    def __call__(self, trial: Any) -> dict[str, Any] | None:
+        """Suggests; `trial.params` then holds exactly the active parameters.
+
+        Returns the constants that belong to the trial, as Ray's OptunaSearch takes them: a first
+        trial's whole config, what a Python space returned, else None. A first trial outside of
+        the space suggests nothing: with a part of its params Optuna would learn from a point
+        that nobody ran, and one odd set of params splits TPE's groups for good.
+        """
+        given = trial.user_attrs.get("config")
+        if given is not None and not trial.user_attrs.get("in_space", True):
+            return dict(given)
+        constants = self._suggest(trial)
+        return dict(given) if given is not None else constants
+
+    def _suggest(self, trial: Any) -> dict[str, Any] | None:
+        if self.python is not None:
+            returned = self.python(trial)
+            return dict(returned) if returned else None
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.active(values):
+                values[parameter.name] = parameter.suggest(trial)
+        return None
+
+    @property
+    def sampled_names(self) -> tuple[str, ...]:
+        """The names that trials can have params for."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Each sampled name's Optuna distribution; conditions stand in `parameters`."""
+        return {parameter.name: parameter.distribution for parameter in self.parameters}
+
+    def trial_config(self, params: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
+        """The config of a trial: `params` over `fixed` over `base` (SearchConfig.base_trial()).
+
+        Raises:
+            ConfigError: unknown names or values of the wrong type.
+        """
+        return TrialConfig.from_dict({**self.fixed, **params}, base)
+
+    def default_config(self, base: TrialConfig) -> TrialConfig:
+        """The documented default as this space runs it: see RUN_FIELDS."""
+        shared = {name: value for name, value in self.fixed.items() if name in RUN_FIELDS}
+        return TrialConfig.from_dict(shared, base)
+
+    def params_of(self, config: TrialConfig, base: TrialConfig) -> dict[str, Any] | None:
+        """The point of the space at which a trial trains exactly like `config`, or None.
+
+        Warmup is matched by its steps, whether config or space give it in steps or as a ratio.
+        """
+        values = asdict(config)
+        if config.warmup_ratio is None:
+            warmup = config.num_warmup_steps()
+            ratio = warmup / config.steps
+            if replace(config, warmup_ratio=ratio).num_warmup_steps() > warmup:
+                ratio = math.nextafter(ratio, 0)  # a product that is rounded up gives a step more
+            values["warmup_ratio"] = ratio
+        else:
+            values["warmup_steps"] = config.num_warmup_steps()
+        for parameter in self.parameters:
+            if isinstance(parameter.distribution, IntDistribution) and isinstance(
+                values[parameter.name], float
+            ):
+                values[parameter.name] = round(values[parameter.name])
+        trial = optuna.trial.FixedTrial(_without_none_for_numbers(values, self.parameters))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # FixedTrial warns of values outside; see below
+                constants = self._suggest(trial)
+        except ValueError:  # FixedTrial: a suggested name has no value
+            return None
+        if not all(contains(d, trial.params[name]) for name, d in trial.distributions.items()):
+            return None
+        reached = self.trial_config({**trial.params, **(constants or {})}, base)
+        return trial.params if _normal(reached) == _normal(config) else None
+
+    def first_trials(
+        self, base: TrialConfig, trial: Mapping[str, Any] | None = None
+    ) -> list[FirstTrial]:
+        """What runs before anything is suggested, each config once: the documented default, the
+        config of `trial` (SearchConfig.trial, from an earlier best.yaml), then `enqueue`."""
+        configs = [self.default_config(base)]
+        if trial is not None:
+            configs.append(TrialConfig.from_dict(trial, base))
+        configs += [self.trial_config(params, base) for params in self.enqueue]
+        return [
+            FirstTrial("enqueued" if i else "default", config, self.params_of(config, base))
+            for i, config in enumerate(dict.fromkeys(configs))
+        ]
+
+    def sample(self, n: int, seed: int) -> list[dict[str, Any]]:
+        """n random points (params, and the constants of a Python space); same for the same seed."""
+        with quiet_optuna():
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+            points = []
+            for _ in range(n):
+                trial = study.ask()
+                constants = self._suggest(trial)
+                points.append({**trial.params, **(constants or {})})
+        return points
+
+    def describe(self) -> str:
+        """A table for people: parameter, kind, values and condition; then what is fixed."""
+        rows = [(p.name, p.space, p.range(), p.condition()) for p in self.parameters]
+        rows += [(name, "fixed", str(value), "") for name, value in self.fixed.items()]
+        names, kinds = (max(len(row[i]) for row in rows) for i in range(2))
+        return "\n".join(
+            f"{name:{names}}  {kind:{kinds}}  {values}"
+            + (f"  when {condition}" if condition else "")
+            for name, kind, values, condition in rows
+        )
+
+    def difference(self, other: SearchSpace) -> list[str]:
+        """What `other` has different, in words; [] if both suggest the same for the same trials.
+
+        `enqueue` does not count: it says where to begin, not what may be suggested.
+        """
+        mine, theirs = self._content(), other._content()
+        return [
+            f"{name}: {mine.get(name, 'absent')}, now {theirs.get(name, 'absent')}"
+            for name in dict.fromkeys([*mine, *theirs])
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def fingerprint(self) -> str:
+        """A hash that is equal exactly where `difference` is empty."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def incompatible_with(self, other: SearchSpace) -> list[str]:
+        """Names whose kind or choices differ: Optuna refuses them in one study, even if told to
+        accept a changed space. Changed bounds are fine."""
+        mine, theirs = self.distributions(), other.distributions()
+        names = []
+        for name in mine.keys() & theirs.keys():
+            try:
+                optuna.distributions.check_distribution_compatibility(mine[name], theirs[name])
+            except ValueError:
+                names.append(name)
+        return sorted(names)
+
+    def _content(self) -> dict[str, str]:
+        content = {parameter.name: str(parameter) for parameter in self.parameters}
+        content |= {name: f"fixed {value}" for name, value in self.fixed.items()}
+        if self.python_sha256 is not None:
+            content["python"] = f"code {self.python_sha256[:12]}"
+        return content
+
+
+def _normal(config: TrialConfig) -> TrialConfig:
+    """Equal for configs that train alike: warmup in the steps that the scheduler gets."""
+    return replace(config, warmup_steps=config.num_warmup_steps(), warmup_ratio=None)
+
+
+def _without_none_for_numbers(
+    values: dict[str, Any], parameters: tuple[Parameter, ...]
+) -> dict[str, Any]:
+    """Leaves out numbers that are not set, which FixedTrial would compare with bounds."""
+    categorical = {
+        p.name for p in parameters if isinstance(p.distribution, CategoricalDistribution)
+    }
+    return {k: v for k, v in values.items() if v is not None or k in categorical}
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """No "A new study created" line for a study that only draws samples."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

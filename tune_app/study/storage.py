@@ -1,0 +1,145 @@
+"""The Optuna study of a run: where it is, and how a search that was killed goes on with it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.trial import TrialState
+
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.trial_report import outcome
+from tune_app.study.space import origin_of
+
+STUDY_NAME = "tune_app"
+# A new storage cannot be opened while another command makes its tables.
+_ATTEMPTS = 5
+
+
+def study_name(config: SearchConfig, run: RunDir) -> str:
+    """The study's name: a storage of the user's may hold many, each of them one run's own.
+
+    So two searches on the same storage never meet, and the run's lock keeps two commands from one
+    study.
+    """
+    if config.storage is None:
+        return STUDY_NAME
+    named = [event["study"] for event in run.events() if event["event"] == "search_started"]
+    return named[-1] if named else f"{run.path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
+    """The run's own SQLite file, or --storage. Raises ConfigError where it cannot be opened."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for attempt in range(_ATTEMPTS):
+        try:
+            if config.storage is None:
+                return _own_storage(run.create().study_db)
+            return optuna.storages.get_storage(config.storage)
+        except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
+            reason = str(error).strip().partition("\n")[0]
+        time.sleep(0.2 * attempt)
+    what = f"--storage: {config.storage!r}" if config.storage else str(run.study_db)
+    raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
+
+
+def _own_storage(file: Path) -> optuna.storages.BaseStorage:
+    """SQLite with a write-ahead log, as Optuna has no setting for: a trial's dozen commits do not
+    wait for the disk (14 ms instead of 70 to 300), and a crash loses the last ones, not the file.
+    """
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    sqlalchemy.event.listen(storage.engine, "connect", _log_ahead)
+    storage.engine.dispose()  # the connection that has made the tables
+    return optuna.storages.get_storage(storage)
+
+
+def _log_ahead(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def check_study(config: SearchConfig, run: RunDir) -> None:
+    """Raises ConfigError for what `open_study` would find, before anything starts, and leaves no
+    study behind."""
+    if _begun(run):
+        open_study(config, run, study_name(config, run))
+    elif config.storage is not None:
+        open_storage(config, run)
+
+
+def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
+    """The run's study, made where the run has none yet.
+
+    Raises ConfigError where its storage cannot be opened or has lost it, or where it is another
+    run's: a copied folder names the study of its original.
+    """
+    storage = open_storage(config, run)
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction="minimize", load_if_exists=True
+    )
+    if config.storage is not None:
+        owner = study.user_attrs.get("run", str(run.path))
+        if owner != str(run.path) and Path(owner).exists():  # else the folder was moved
+            raise ConfigError(
+                f"--resume: the study {name!r} in {config.storage} belongs to {owner}, of which "
+                f"{run.path} is a copy; go on with that one."
+            )
+        study.set_user_attr("run", str(run.path))
+    if _begun(run) and not study.get_trials(deepcopy=False):
+        raise ConfigError(
+            f"{config.storage or run.study_db} does not hold this run's study {name!r}, without "
+            "which its trials would be repeated; give the --storage that it began with."
+        )
+    return study
+
+
+def _begun(run: RunDir) -> bool:
+    return any(event["event"] == "trial_started" for event in run.events())
+
+
+def requeue_unfinished(study: optuna.Study) -> None:
+    """Lets the study ask again for trials that nobody works on any more.
+
+    Optuna keeps a trial's number and params while it is not finished, so the trial goes on as
+    itself. There is no public call for the way back from RUNNING.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def missing_events(study: optuna.Study, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the events lack of the study's finished trials: a kill may come between the two."""
+    started: set[int] = set()
+    ended: set[int] = set()
+    steps: dict[int, int] = {}
+    for event in events:
+        if event["event"] == "trial_started":
+            started.add(event["trial"])
+            ended.discard(event["trial"])
+        elif event["event"] == "report":
+            steps[event["trial"]] = event["step"]
+        elif event["event"] == "trial_ended":
+            ended.add(event["trial"])
+    missing: list[dict[str, Any]] = []
+    for trial in study.get_trials(deepcopy=False):
+        number, known = trial.number, trial.user_attrs
+        if not trial.state.is_finished() or number in ended:
+            continue
+        if number not in started:
+            start = {"origin": origin_of(known), "config": known["config"]}
+            missing.append({"event": "trial_started", "trial": number, **start})
+        last = known.get("report", {})
+        if last and steps.get(number, 0) < last["step"]:
+            missing.append({"event": "report", "trial": number, **last})
+        status, reason = outcome(last, known["config"]["steps"])
+        if trial.state == TrialState.FAIL:
+            status, reason = Status.FAILED, "unknown"
+        missing.append(
+            {"event": "trial_ended", "trial": number, "status": status, "reason": reason}
+        )
+    return missing

@@ -1,0 +1,191 @@
+"""The command `python -m tune_app.train`: one config trained alone, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_app.apply.export import export_best
+from tune_app.report.tables import write_tables
+from tune_app.report.words import duration, number
+from tune_app.run.flags import HELP, flag_of, parse_search_args
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
+from tune_app.run.trial_report import Report
+from tune_app.search.checks import check_everything
+from tune_app.serve.supervisor import PrivateSwarmError
+from tune_app.train.one_process import Terminal, open_alone
+
+if TYPE_CHECKING:
+    from tune_app.backbones.packing import Answer, Request
+
+_DESCRIPTION = """\
+Trains one config alone, as a trial of a search would: same data in the same order, same prompts
+to begin with, and so the same losses up to rounding. Then the prompts are saved and evaluated on
+the test split. best.yaml of a search is such a config; without one it is the documented default.
+"""
+# What says what is trained on what; a search's other settings say how it searches.
+SETTINGS = ("task", *HELP["data"], *HELP["model and swarm"], *HELP["each trial"], "seed")
+_TRIAL = 1  # number 0 is the documented default of a search
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 when the prompts are saved, 1 when training failed, 2 for a user's mistake, 130
+    after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _help_parser().parse_known_args(argv)  # --help ends here
+    try:
+        config, trial = parse_train_args(argv)
+        check_everything(replace(config, trial=trial.to_dict(), prompt_length=trial.prompt_length))
+        run = RunDir(config.out or Path("runs") / datetime.now().strftime("train-%Y-%m-%d-%H%M%S"))
+        with run.lock():
+            return train(config, trial, run)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except PrivateSwarmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: no prompts are saved", file=sys.stderr)
+        return 130
+
+
+def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
+    """The settings, and the config to train: that of --config, changed by flags such as --steps.
+
+    Raises ConfigError with all mistakes.
+    """
+    given = {word.partition("=")[0] for word in argv}
+    kept = {*SETTINGS, "out", "quiet", "trial"}
+    messages = [
+        f"{flag_of(name)}: belongs to a search; this command trains one config."
+        for texts in HELP.values()
+        for name in texts
+        if name not in kept and flag_of(name) in given
+    ]
+    try:
+        told = parse_search_args(argv)
+    except ConfigError as error:
+        raise ConfigError([*messages, *error.messages]) from None
+    config = SearchConfig(**{name: getattr(told, name) for name in kept})
+    trial = config.base_trial()
+    try:
+        trial = TrialConfig.from_dict(config.trial or {}, trial)
+    except ConfigError as error:
+        messages += [f"trial: {message}" for message in error.messages]
+    if messages:
+        raise ConfigError(messages)
+    flags = {
+        name: getattr(config, name)
+        for name in ("tuning_mode", "prompt_length", "steps", "batch_size", "seed")
+        if flag_of(name) in given
+    }
+    return config, replace(trial, **flags)
+
+
+def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
+    """Trains, and leaves a run directory of one trial, which the other commands take as any."""
+    with (
+        Terminal(quiet=config.quiet) as terminal,
+        open_alone(config, progress=terminal.progress) as (backbone, tokenizer),
+    ):
+        from tune_app.backbones.packer import run_alone
+        from tune_app.backbones.protocol import BackboneUnavailable
+        from tune_app.tasks.loading import load_task_data
+        from tune_app.train.loop import TrainingRun, test_metrics
+        from tune_app.train.prompt_model import PromptTunedModel
+
+        terminal.progress("reading the data")
+        data = load_task_data(config, tokenizer)
+        terminal.say(f"run directory: {run.path}")
+        for note in data.notes:
+            terminal.say(f"note: {note}")
+
+        def run_request(request: Request) -> Answer:
+            terminal.passing(f"step {training.step} of {trial.steps} ...")
+            return run_alone(backbone, request)
+
+        model = PromptTunedModel(backbone, run_request, data.task, len(data.class_names), trial)
+        training = TrainingRun(model, data, trial)
+        metric = "accuracy" if data.task == "classification" else "perplexity"
+
+        def report(report: Report) -> None:
+            run.write_atomic(run.checkpoint(_TRIAL) / "state.pt", training.state())
+            last = report.step == trial.steps and not report.diverged
+            tested = test_metrics(model, data) if last else {}
+            record("report", trial=_TRIAL, **report.flat(), **tested)
+            terminal.erase()
+            print(_line(report, trial.steps, metric), flush=True)
+            if tested:
+                print(f"test loss {number(tested['test_loss'], 'loss')}", end=", ")
+                print(f"{metric} {number(tested[f'test_{metric}'], metric)}", end=" ")
+                print(f"({len(data.test)} rows)", flush=True)
+
+        def record(event: str, **values: object) -> None:
+            run.append_event({"event": event, **values})
+
+        settings = replace(config, trial=trial.to_dict())
+        run.write_atomic(run.search_yaml, settings.to_yaml())
+        about = {"task": data.task, "metric": metric, "classes": data.class_names}
+        record("search_started", trials=1, sampled=[], fingerprint=data.fingerprint, **about)
+        end = partial(record, "trial_ended", trial=_TRIAL)
+        try:
+            record("trial_started", trial=_TRIAL, origin="enqueued", config=trial.to_dict())
+            training.train(report)
+        except BackboneUnavailable as error:
+            end(status=Status.FAILED, reason=str(error))
+            terminal.erase()
+            print(f"the swarm is gone after step {training.step}: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            record("search_ended", reason="interrupted")
+            raise
+        else:
+            last = training.last_report
+            if last is not None and last.diverged:
+                end(status=Status.DIVERGED, reason="the loss exploded or was not finite")
+                print("the loss exploded or was not finite; no prompts are saved", file=sys.stderr)
+            else:
+                end(status=Status.FINISHED, reason="")
+        record("search_ended", reason="")
+    write_tables(run)
+    prompts = export_best(run)
+    if prompts is None:
+        return 1
+    terminal.say(f"prompts: {prompts}\nuse them: python -m tune_app.apply {run.path}")
+    return 0
+
+
+def _line(report: Report, steps: int, metric: str) -> str:
+    return (
+        f"step {report.step:>{len(str(steps))}} of {steps}: "
+        f"train loss {number(report.train_loss, 'loss')}, "
+        f"valid loss {number(report.eval_loss, 'loss')}, "
+        f"{metric} {number(report.metric[metric], metric)}, "
+        f"lr {number(report.learning_rate, 'lr')}, {duration(report.seconds)}"
+    )
+
+
+def _help_parser() -> argparse.ArgumentParser:
+    """For --help alone; what is given is parsed as a search's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tune_app.train",
+        usage="python -m tune_app.train [--config FILE] [--out FOLDER] [flags of a search]",
+        description=_DESCRIPTION,
+        epilog="Also the flags of tune_app.search that say what is trained on what: "
+        + ", ".join(flag_of(name) for name in SETTINGS)
+        + ". They win over the file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", nargs="?", metavar="FILE", help="best.yaml of a search, say")
+    parser.add_argument(
+        "--out", nargs="?", metavar="FOLDER", help="folder of the run (default: runs/train-<date>)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="only the results")
+    return parser

@@ -1,0 +1,195 @@
+"""The training loop of one trial: plain PyTorch, runs in a debugger, reports to a callback."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from tune_app.run.search_config import TrialConfig
+from tune_app.run.trial_report import Report, Usage, evaluation_steps
+from tune_app.tasks.data import Batch, DataOrder, Dataset, TaskData
+from tune_app.train.optim import build_optimizer, build_scheduler, change
+from tune_app.train.prompt_model import Evaluation, PromptTunedModel
+
+# Validation rows that an evaluation during training uses at most; the final test uses all rows.
+EVALUATION_ROWS = 128
+# A loss this many times the first one has exploded, whatever it does later. A diverged trial counts
+# as just that much: finite, so that the sampler learns from it, and no run that still trains is
+# worse.
+EXPLODED = 10.0
+# Nats, in place of a first loss that is no number: a uniform guess over 22,000 tokens.
+UNKNOWN_LOSS = 10.0
+
+
+def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
+    """The first `most` rows (None: all) of a split, the shortest ones together."""
+    rows = len(data) if most is None else min(most, len(data))
+    return [
+        data.batch(range(start, min(start + batch_size, rows)))
+        for start in range(0, rows, batch_size)
+    ]
+
+
+def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
+    """Whether a run with exactly this config, its changes included, has written the checkpoint."""
+    state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
+    return bool(state["config"] == config.to_dict())
+
+
+class TrainingRun:
+    """Model, optimizer, schedule and position in the data: all that a checkpoint has to hold.
+
+    phase: what holds now of a config with changes
+    """
+
+    def __init__(self, model: PromptTunedModel, data: TaskData, config: TrialConfig) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.phase = config.at(0)
+        self.optimizer = build_optimizer(model.parameters(), self.phase)
+        self.scheduler = build_scheduler(self.optimizer, self.phase)
+        self.order = DataOrder(len(data.train), config.batch_size, config.seed)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.first_loss: float | None = None
+        self.last_report: Report | None = None
+
+    def train(self, report: Callable[[Report], None], *, evaluate_on_the_way: bool = True) -> None:
+        """Trains from where the run stands to its last step; ends early where it diverges.
+
+        `report` is called after every evaluation, when `state()` is consistent; a run that goes on
+        from a checkpoint first repeats its last report, which a kill may have kept from arriving.
+        reduce_lr_on_plateau is evaluated on the way in any case: its schedule needs the losses.
+        """
+        if self.last_report is not None:
+            report(self.last_report)
+            if self.last_report.diverged:
+                return
+        began = time.monotonic() - self.seconds
+        evaluations = evaluation_steps(self.config.steps)
+        phases = self.config.phases().values()
+        looks = any(phase.scheduler == "reduce_lr_on_plateau" for phase in phases)
+        if not evaluate_on_the_way and not looks:
+            evaluations = evaluations[-1:]
+        valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
+        losses: list[float] = []
+        while self.step < self.config.steps:
+            self._begin_phase(self.step)
+            batch = self.data.train.batch(self.order.indices(self.step))
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            losses.append(self._train_step(batch))
+            diverged = self._has_diverged(losses[-1])
+            if self.step in evaluations or diverged:
+                evaluation = self.model.evaluate(valid)
+                diverged = diverged or self._has_diverged(evaluation.loss)
+                if isinstance(self.scheduler, ReduceLROnPlateau) and not diverged:
+                    self.scheduler.step(evaluation.loss)
+                self.seconds = time.monotonic() - began
+                self.last_report = self._report(losses, evaluation, learning_rate, diverged)
+                report(self.last_report)
+                losses = []
+            if diverged:
+                return
+
+    def _begin_phase(self, step: int) -> None:
+        """Changes what the config changes after this step; nothing at most steps."""
+        phase = self.config.at(step)
+        if phase != self.phase:
+            self.phase, self.scheduler = phase, change(self.optimizer, phase, step)
+
+    def _train_step(self, batch: Batch) -> float:
+        loss = self.model(batch)
+        loss.backward()
+        if self.phase.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.phase.max_grad_norm)
+        self.optimizer.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens += int(batch.lengths_B.sum()) + len(batch.lengths_B) * self.config.prompt_length
+        return loss.item()
+
+    def _has_diverged(self, loss: float) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if self.first_loss is None:
+            self.first_loss = loss
+        return loss > EXPLODED * self.first_loss
+
+    def _report(
+        self, losses: list[float], evaluation: Evaluation, learning_rate: float, diverged: bool
+    ) -> Report:
+        first_loss = UNKNOWN_LOSS if self.first_loss is None else self.first_loss
+        return Report(
+            step=self.step,
+            train_loss=sum(losses) / len(losses),
+            eval_loss=evaluation.loss,
+            objective=EXPLODED * first_loss if diverged else evaluation.loss,
+            learning_rate=learning_rate,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            metric=evaluation.metric,
+            diverged=diverged,
+            usage=self.model.usage.flat(),
+        )
+
+    def state(self) -> bytes:
+        """A checkpoint: what trains, optimizer, schedule, position. No frozen weight."""
+        state = {
+            "config": self.config.to_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "first_loss": self.first_loss,
+            "usage": asdict(self.model.usage),
+            "last_report": None if self.last_report is None else asdict(self.last_report),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def load_state(self, checkpoint: bytes) -> None:
+        """Goes on from `state()`: the losses are those of a run that was never interrupted."""
+        state = torch.load(
+            io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
+        )
+        self.model.load_state_dict(state["model"])
+        self._begin_phase(state["step"] - 1)  # a change after its last step is yet to come
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.first_loss = state["first_loss"]
+        self.model.usage = Usage(**state["usage"])
+        if state["last_report"] is not None:
+            self.last_report = Report(**state["last_report"])
+
+    def take_over(self, checkpoint: bytes, spent: bytes | None) -> None:
+        """Goes on from the `state()` of another run, whose config this one's begins with.
+
+        spent: the `state()` that is given up, whose cost stays this run's.
+        """
+        self.load_state(checkpoint)
+        if spent is None or self.last_report is None:
+            return
+        state = torch.load(io.BytesIO(spent), weights_only=True, map_location="cpu")
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.model.usage = usage = Usage(**state["usage"])
+        self.last_report = replace(
+            self.last_report, tokens=self.tokens, seconds=self.seconds, usage=usage.flat()
+        )
+
+
+def test_metrics(model: PromptTunedModel, data: TaskData) -> dict[str, float]:
+    """Loss and metric over the whole test split, which no trial of the search has seen."""
+    evaluation = model.evaluate(evaluation_batches(data.test, EVALUATION_ROWS))
+    return {"test_loss": evaluation.loss} | {
+        f"test_{name}": value for name, value in evaluation.metric.items()
+    }

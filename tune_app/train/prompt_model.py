@@ -1,0 +1,179 @@
+"""The prompt-tuned model: all that a trial trains, around the frozen backbone it shares.
+
+Parameter names and shapes are those of Petals' own classes, so that tuned prompts load into either:
+
+    prompt_embeddings               [P, H]
+    intermediate_prompt_embeddings  [P, L * H]   (deep_ptune)
+    score                           [C, H]       (classification)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tune_app.backbones.packing import Answer, Head, Request, Sums
+from tune_app.backbones.protocol import Backbone
+from tune_app.run.search_config import Task, TrialConfig
+from tune_app.run.trial_report import Usage
+from tune_app.tasks import causal_lm, classification
+from tune_app.tasks.data import Batch
+
+# Runs a request through the blocks, alone or packed with those of other trials, and waits for it.
+Runner = Callable[[Request], Answer]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss in nats (per token or per row), and accuracy or perplexity by name."""
+
+    loss: float
+    metric: dict[str, float]
+
+
+class PromptTunedModel(nn.Module):
+    """Prompts and, for classification, a score head; its parameters are all that is trained.
+
+    The backbone is no submodule: trials share it, and a state dict holds only what trains.
+    """
+
+    def __init__(
+        self, backbone: Backbone, run: Runner, task: Task, num_classes: int, config: TrialConfig
+    ) -> None:
+        super().__init__()
+        self._backbone, self._run, self._task = [backbone], run, task
+        self.usage = Usage()
+        generator = torch.Generator().manual_seed(config.seed)
+        hidden, prompt = backbone.hidden_size, config.prompt_length
+        # float32 whatever the backbone's dtype, and normal(0, 1) as nn.Embedding: as in Petals.
+        self.prompt_embeddings = _normal(prompt, hidden, 1.0, generator, backbone.device)
+        self.intermediate_prompt_embeddings: nn.Parameter | None = None
+        if config.tuning_mode == "deep_ptune":
+            self.intermediate_prompt_embeddings = _normal(
+                prompt, backbone.num_blocks * hidden, 1.0, generator, backbone.device
+            )
+        self.score: nn.Parameter | None = None
+        if task == "classification":
+            # 0.02 is the initializer_range of all three families.
+            self.score = _normal(num_classes, hidden, 0.02, generator, backbone.device)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone[0]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The batch's mean loss; `loss.backward()` fills the gradients of the parameters."""
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        return _RunRequest.apply(self, batch, names, *parameters)
+
+    @torch.no_grad()
+    def evaluate(self, batches: list[Batch]) -> Evaluation:
+        """Exact over all rows, however they are cut into batches."""
+        loss, sums = 0.0, Sums()
+        for batch in batches:
+            answer = self.answer(self.request(batch, needs_grad=False))
+            loss += answer.loss * _targets(self._task, batch)
+            for name, value in answer.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+        loss /= sums["targets"]
+        if self._task == "causal-lm":
+            return Evaluation(loss, {"perplexity": causal_lm.perplexity(loss, 1)})
+        return Evaluation(loss, {"accuracy": sums["correct"] / sums["targets"]})
+
+    def answer(self, request: Request) -> Answer:
+        """The runner's answer, counted in `usage`."""
+        began = time.monotonic()
+        answer = self._run(request)
+        usage, packs = self.usage, answer.packs
+        usage.wait_s += time.monotonic() - began
+        usage.rows += request.rows
+        usage.tokens += request.rows * request.row_tokens
+        usage.packs += packs.packs
+        usage.pack_rows += packs.rows
+        usage.pack_slots += packs.row_slots
+        usage.requests += packs.requests
+        usage.retries += packs.retries
+        return answer
+
+    def request(self, batch: Batch, *, needs_grad: bool) -> Request:
+        """The batch as the packer takes it, with this model's prompts as they are now."""
+        deep_LPH: torch.Tensor | None = None
+        if self.intermediate_prompt_embeddings is not None:
+            deep = self.intermediate_prompt_embeddings.detach()
+            deep_LPH = deep.view(len(deep), self.backbone.num_blocks, -1).transpose(0, 1)
+        score: torch.Tensor | None = None
+        if self.score is not None:
+            score = self.score.detach().requires_grad_(needs_grad)
+        return Request(
+            embeds_BTH=self.backbone.embed(batch.tokens_BT.to(self.backbone.device)).detach(),
+            prompt_PH=self.prompt_embeddings.detach(),
+            deep_LPH=deep_LPH,
+            head=self._head(batch, score),
+            head_parameters=() if score is None or not needs_grad else (score,),
+            needs_grad=needs_grad,
+        )
+
+    def _head(self, batch: Batch, score_CH: torch.Tensor | None) -> Head:
+        backbone, targets = self.backbone, _targets(self._task, batch)
+        labels = batch.labels.to(backbone.device)
+
+        def causal_lm_head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
+            nll, tokens = causal_lm.loss_sum(backbone.logits(hidden_BTH), labels[rows])
+            return nll / targets, {"targets": tokens}
+
+        def classification_head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
+            pooled_BH = classification.last_token(hidden_BTH, batch.lengths_B[rows])
+            assert score_CH is not None  # chosen below only with a score head
+            logits_BC = pooled_BH.to(score_CH.dtype) @ score_CH.T
+            nll, count = classification.loss_sum(logits_BC, labels[rows])
+            correct = classification.correct(logits_BC, labels[rows])
+            return nll / targets, {"targets": count, "correct": correct}
+
+        return causal_lm_head if score_CH is None else classification_head
+
+
+class _RunRequest(torch.autograd.Function):
+    """Hands a batch to the runner, which computes loss and gradients in one go.
+
+    The loss is a scalar, so backward only has to scale what forward already knows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        model: PromptTunedModel,
+        batch: Batch,
+        names: tuple[str, ...],
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        answer = model.answer(model.request(batch, needs_grad=True))
+        grads = {"prompt_embeddings": answer.prompt_PH}
+        if answer.deep_LPH is not None:
+            grads["intermediate_prompt_embeddings"] = answer.deep_LPH.transpose(0, 1).flatten(1)
+        if answer.head_parameters:
+            (grads["score"],) = answer.head_parameters
+        ctx.grads = [grads[name] for name in names]
+        return parameters[0].new_tensor(answer.loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, None, *(grad_loss * grad for grad in ctx.grads)
+
+
+def _targets(task: Task, batch: Batch) -> int:
+    """What the batch's mean loss is a mean over: rows, or predicted tokens."""
+    if task == "classification":
+        return len(batch.labels)
+    return int((batch.labels[:, 1:] != causal_lm.IGNORED).sum())
+
+
+def _normal(
+    rows: int, columns: int, std: float, generator: torch.Generator, device: torch.device
+) -> nn.Parameter:
+    values = torch.randn(rows, columns, generator=generator) * std
+    return nn.Parameter(values.to(device))
