@@ -1,5 +1,5 @@
 # make search               set up once, then run a search; ARGS="--trials 24 --backbone local"
-# make test | make check    the tests | formatting, lint, types and tests
+# make test | make check    the quick tests | formatting, lint, types and every test
 # make help                 everything else
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Quiet but for errors: warnings about the contradicting requirements are expected (requirements.txt)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Two processes, a whole file each at a time, so that what a file prepares is prepared once; slow
+# files first (tests/conftest.py), so that neither process waits for the other's last one.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help search test check format bench report clean
 .DELETE_ON_ERROR:
@@ -18,8 +21,8 @@ help:
 	@echo 'make search   run a hyperparameter search     ARGS="--trials 24 --backbone local"'
 	@echo 'make report   rebuild the results of a run    ARGS=runs/NAME'
 	@echo 'make bench    measure search throughput'
-	@echo 'make test     run the tests                   ARGS="-m \"not swarm\""'
-	@echo 'make check    formatting, lint, types and tests'
+	@echo 'make test     run the quick tests             ARGS="-m \"not slow and not swarm\""'
+	@echo 'make check    formatting, lint, types and every test'
 	@echo 'make format   format the code'
 	@echo 'make clean    remove the environment and all caches (never runs/)'
 	@echo 'All but clean first set up $(VENV), if that has not been done yet.'
@@ -34,13 +37,13 @@ bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/search_throughput.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy tune_app
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 # Before any test imports the libraries that read them, and inherited by servers and Ray's workers.
 os.environ.update(
     HF_HUB_OFFLINE="1",  # a test that would load from a hub fails at once
@@ -16,3 +18,10 @@ os.environ.update(
 
 # A job started with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: of two processes that share the files, neither is left
+    with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
