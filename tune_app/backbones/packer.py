@@ -1,4 +1,4 @@
-"""Who shares a pack with whom: requests of many threads, filled into packs as they come."""
+"""Collects requests from many trial threads and runs them in shared packs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
 from tune_app.backbones.protocol import Backbone
 
-# How long a pack waits for the next request that may still come: a share of what a pack takes, at
-# least and at most so long, and in all twice that. Enough for a trial to do its optimizer step or
-# write a checkpoint, too short to be noticed, however long a pack has taken by chance.
+# How long a worker waits for one more request before it starts a pack: a tenth of a recent pack's
+# duration, clamped to 4 to 20 ms, and at most twice that in total. That covers a trial's optimizer
+# step or the writing of a checkpoint; the upper clamp keeps one slow pack from delaying the next.
 _LINGER_SHARE = 0.1
 _LINGER_S, _LONGEST_LINGER_S = 0.004, 0.02
-# So many packs with gradients an evaluation lets go first: with 2, three quarters as many packs as
-# with none do the same work on a swarm; 3 are no better.
+# An evaluation yields to at most this many training packs. On a swarm, 2 cuts the number of packs
+# by a quarter compared with 0; 3 brings no further gain.
 _MOST_PASSES = 2
 
 
 def run_alone(backbone: Backbone, request: Request) -> Answer:
-    """The request by itself, in this thread. Raises what it meets."""
+    """Runs the request alone, in this thread. Raises whatever fails."""
     total = Answer()
     for parts in plan([(request.rows, request.row_tokens)], backbone.limits):
         for answer in run_parts(backbone, [request], parts):
@@ -81,10 +81,12 @@ class Packer:
     """
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
-        """`threads` of torch compute packs, all that it has now by default. Every other thread of
-        the process gets one from here on: libgomp keeps a pool for each thread that ever used more,
-        and lets the pools' threads sleep between two kernels as soon as there are more of them than
-        processors. A pack of 12 rows of the demo model takes 47 ms then instead of 17.
+        """Packs are computed by `threads` of torch; by default, all that it has now.
+
+        From here on every other thread of the process gets one. libgomp keeps a thread pool for
+        each calling thread; once the pools together have more threads than there are processors,
+        idle ones sleep between kernels instead of spinning, and every kernel pays for the wake-up:
+        a pack of 12 rows of the demo model takes 47 ms then instead of 17.
         """
         self.backbone, self.counters = backbone, PackCounters()
         self._limits = backbone.limits
@@ -171,7 +173,7 @@ class Packer:
             return []
 
     def _linger(self) -> None:
-        """Waits for more requests: until it is worth no more, nobody comes or it takes too long."""
+        """Waits for more requests, until the pack is worth starting or patience runs out."""
         patience = max(_LINGER_S, min(_LINGER_SHARE * self._pack_s, _LONGEST_LINGER_S))
         latest = time.monotonic() + 2 * patience
         while self._waiting and not self._worth_starting():
@@ -183,7 +185,7 @@ class Packer:
                 return
 
     def _worth_starting(self) -> bool:
-        """Whether all have come, or as many as are this worker's share or fill a pack."""
+        """Whether all requests, this worker's share of them or a full pack are waiting."""
         come, width = len(self._waiting), max(p.request.row_tokens for p in self._waiting)
         return (
             come + self._running >= self._members
@@ -195,8 +197,8 @@ class Packer:
     def _choose(self) -> list[_Pending]:
         """Oldest first, all alike in wanting gradients, up to the tokens of one pack.
 
-        Evaluations let a pack or two with gradients go first: trials that are a step or two behind
-        come to theirs meanwhile, and all of them are in step from then on and fill packs together.
+        Evaluations yield to a training pack or two. Trials that are a step or two behind reach
+        their own evaluation meanwhile, and from then on all of them fill packs together.
         """
         waiting = self._waiting
         evaluations = [pending for pending in waiting if not pending.request.needs_grad]

@@ -1,4 +1,4 @@
-"""How many trials train at once, and in how many processes."""
+"""How many trials train concurrently, and in how many processes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 from tune_app.run.search_config import SearchConfig
 
-# More would be suggested before any has ended: TPE needs a third fewer tokens with 1 or 2 at once
-# than with 8 (benchmarks/README.md).
+# With more, most configs would be suggested before any trial has ended. TPE needs a third fewer
+# tokens with 1 or 2 concurrent trials than with 8 (benchmarks/README.md).
 _MOST_TRIALS_AT_ONCE = 16
 _SHARE_AT_ONCE = 3  # a third of the search
-# Two hosts with a processor each train a quarter more rows than one with both: no thread waits for
-# another one after each kernel. But each loads torch and the model.
+# Two hosts with one processor each train a quarter more rows than one host with two, because no
+# thread waits for another after each kernel. But every host loads torch and the model.
 _TRIALS_PER_CPU_HOST = 4
 _LARGE_MODEL = 2**30  # bytes, of which one copy is enough
 
 
 def most_trials_at_once(config: SearchConfig) -> int:
-    """What is known before the hosts are: with fewer, their packs may be full already."""
+    """Upper bound, known before the hosts report how much they can pack.
+
+    Fewer trials may already fill the packs.
+    """
     if config.scheduler == "pbt":  # the whole population
         return config.trials
     if config.concurrency is not None:
@@ -28,9 +31,9 @@ def most_trials_at_once(config: SearchConfig) -> int:
 
 
 def trials_at_once(config: SearchConfig, tokens_in_flight: int) -> int:
-    """--concurrency, or so many that they fill the packs and that most suggestions follow results.
+    """--concurrency if given; otherwise enough trials to fill the packs, within the upper bound.
 
-    tokens_in_flight: padded tokens that all hosts together compute at once (`Cluster`)
+    tokens_in_flight: padded tokens that all hosts together compute concurrently (`Cluster`)
     """
     if config.concurrency is not None:
         return config.concurrency
@@ -40,8 +43,11 @@ def trials_at_once(config: SearchConfig, tokens_in_flight: int) -> int:
 
 
 def runs_at_once(config: SearchConfig) -> int:
-    """The same for a confirmation, where nothing is suggested: that of 12 runs the last two train
-    by themselves takes longer than that all of them take turns."""
+    """As `trials_at_once`, but for confirmation runs.
+
+    Nothing is suggested there, so all of them may run together: 10 runs and then the last 2 on
+    their own take longer than 12 runs that share packs.
+    """
     return config.concurrency or _MOST_TRIALS_AT_ONCE
 
 
