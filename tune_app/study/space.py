@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import (
@@ -23,6 +23,9 @@ from optuna.distributions import (
 )
 
 from tune_app.run.trial_config import TrialConfig
+
+if TYPE_CHECKING:
+    from tune_app.study.prior import Prior
 
 # Fields that say how a trial is run and not how its optimizer and schedule are set. A space's
 # `fixed` values for them hold for the documented default too, so that the comparison is fair.
@@ -37,6 +40,7 @@ class Parameter:
     space: str  # Ray's name, "loguniform" for instance; "python" in a Python space
     distribution: BaseDistribution
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prior: Prior | None = None
 
     def active(self, values: Mapping[str, Any]) -> bool:
         """Whether the parameter exists beside these values of its parents.
@@ -240,19 +244,15 @@ class SearchSpace:
 
     def describe(self) -> str:
         """A table for people: parameter, kind, values and condition; then what is fixed."""
-        rows = [(p.name, p.space, p.range(), p.condition()) for p in self.parameters]
-        rows += [(name, "fixed", str(value), "") for name, value in self.fixed.items()]
+        rows = [(p.name, p.space, _details(p)) for p in self.parameters]
+        rows += [(name, "fixed", str(value)) for name, value in self.fixed.items()]
         names, kinds = (max(len(row[i]) for row in rows) for i in range(2))
-        return "\n".join(
-            f"{name:{names}}  {kind:{kinds}}  {values}"
-            + (f"  when {condition}" if condition else "")
-            for name, kind, values, condition in rows
-        )
+        return "\n".join(f"{name:{names}}  {kind:{kinds}}  {values}" for name, kind, values in rows)
 
     def difference(self, other: SearchSpace) -> list[str]:
         """What `other` has different, in words; [] if both suggest the same for the same trials.
 
-        `enqueue` does not count: it says where to begin, not what may be suggested.
+        `enqueue` and priors do not count: they say where to begin, not what may be suggested.
         """
         mine, theirs = self._content(), other._content()
         return [
@@ -283,6 +283,13 @@ class SearchSpace:
         if self.python_sha256 is not None:
             content["python"] = f"code {self.python_sha256[:12]}"
         return content
+
+
+def _details(parameter: Parameter) -> str:
+    condition, prior = parameter.condition(), parameter.prior
+    parts = [parameter.range(), f"when {condition}" if condition else ""]
+    parts.append(f"prior: {prior}" if prior is not None else "")
+    return "  ".join(filter(None, parts))
 
 
 def _normal(config: TrialConfig) -> TrialConfig:

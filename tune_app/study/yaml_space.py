@@ -10,7 +10,8 @@
 Names and bounds are Ray Tune's: `uniform`, `loguniform` (lower, upper); `quniform` (also q; upper
 inclusive); `randint`, `lograndint` (integers, upper EXCLUSIVE); `qrandint` (multiples of q counted
 from lower, upper inclusive unless q is 1); `choice` (categories). `when` names values of other
-parameters, one or a list, all of which must hold; such a parent may itself have a `when`.
+parameters, one or a list, all of which must hold; such a parent may itself have a `when`. `prior`
+says where good values are expected (prior.py): {center: 1.0e-2, spread: 3} or weights of choices.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from optuna.distributions import (
 
 from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.run.typed import ConfigError, convert_fields, did_you_mean, one_of, read_yaml
+from tune_app.study.prior import parse_prior
 from tune_app.study.python_space import load_python_space, load_recorded_python_space
 from tune_app.study.space import FirstTrial, Parameter, SearchSpace, contains
 
@@ -163,7 +165,7 @@ class _Compiler:
         if kind not in _KINDS:
             self.complain(f"{where}.space", one_of(kind, _KINDS))
             return None
-        keys = ("space", *_KINDS[kind], "when")
+        keys = ("space", *_KINDS[kind], "when", "prior")
         for extra in [k for k in spec if k not in keys]:
             self.complain(
                 f"{where}.{extra}", f"{kind} does not take it.{did_you_mean(extra, keys)}"
@@ -175,7 +177,14 @@ class _Compiler:
         if missing or name not in _TYPES:
             return None
         distribution = self._distribution(name, kind, spec, where)
-        return Parameter(name, kind, distribution, when) if distribution is not None else None
+        if distribution is None:
+            return None
+        prior = None
+        if "prior" in spec:
+            prior, mistakes = parse_prior(spec["prior"], distribution)
+            for mistake in mistakes:
+                self.complain(f"{where}.prior", mistake)
+        return Parameter(name, kind, distribution, when, prior)
 
     def _when(self, when: Any, where: str) -> dict[str, tuple[Any, ...]]:
         if when is None:

@@ -1,0 +1,215 @@
+"""Priors: where good values of a parameter are expected before any trial has run.
+
+A prior never restricts the space. Half of the first trials are drawn from it and half from the
+whole space, and its share shrinks from then on (`share`), so a wrong one costs few trials.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from tune_app.run.typed import convert_fields
+from tune_app.study.space import SearchSpace, origin_of
+
+# Trials that are drawn before the sampler learns: `searcher.build_sampler` starts it after 8.
+_FIRST_TRIALS = 8
+_FIRST_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class NumberPrior:
+    """A normal distribution, cut off at the parameter's bounds.
+
+    spread: standard deviation, in the parameter's own unit; for a logarithmic parameter a factor
+        above 1 (3: two thirds of the draws lie between center / 3 and center * 3)
+    """
+
+    center: float
+    spread: float
+
+    def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> float | int:
+        """A value of the distribution (its step and bounds hold)."""
+        from scipy.special import ndtr, ndtri  # a third of a second, which only a search needs
+
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high = float(distribution.low), float(distribution.high)
+        center, spread = self.center, self.spread
+        if distribution.log:
+            low, high, center, spread = np.log([low, high, center, spread])
+        # Inverse of the distribution function between the bounds: no draw is thrown away.
+        first, last = ndtr((np.array([low, high]) - center) / spread)
+        if last > first:
+            value = center + spread * float(ndtri(rng.uniform(first, last)))
+        else:  # the prior lies so far outside that no number tells its two ends apart
+            value = low if center < low else high
+        value = float(np.exp(value)) if distribution.log else value
+        low, high = float(distribution.low), float(distribution.high)
+        if distribution.step is not None:
+            value = low + round((value - low) / distribution.step) * distribution.step
+        value = min(max(value, low), high)
+        return round(value) if isinstance(distribution, IntDistribution) else value
+
+    def __str__(self) -> str:
+        return f"around {self.center:g}, spread {self.spread:g}"
+
+
+@dataclass(frozen=True)
+class ChoicePrior:
+    """How often each choice is drawn, relative to the others."""
+
+    weights: Mapping[Any, float]
+
+    def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+        """One of the distribution's choices."""
+        assert isinstance(distribution, CategoricalDistribution)
+        weights = np.array([self.weights.get(choice, 0.0) for choice in distribution.choices])
+        return distribution.choices[int(rng.choice(len(weights), p=weights / weights.sum()))]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{choice} {weight:g}" for choice, weight in self.weights.items())
+
+
+Prior = NumberPrior | ChoicePrior
+
+
+def share(trials_before: int) -> float:
+    """The probability that a trial is drawn from the prior, given how many were suggested before.
+
+    A half of the first 8, then 4 of the trials so far: after 40 trials it is a tenth.
+    """
+    return _FIRST_SHARE * min(1.0, _FIRST_TRIALS / max(1, trials_before))
+
+
+class PriorSampler(BaseSampler):
+    """Draws a shrinking share of the trials from priors, and asks another sampler for the rest.
+
+    Which trials, and their values, follow from the seed and the trial's number alone. So they are
+    the same after a resume, and do not depend on which of the trials before has ended.
+    """
+
+    def __init__(self, sampler: BaseSampler, priors: Mapping[str, Prior], seed: int) -> None:
+        self._sampler, self._priors, self._seed = sampler, dict(priors), seed
+        self._drawn: dict[int, bool] = {}  # by trial number
+
+    def draws_from_prior(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether this trial is one of the prior's. Enqueued trials do not count as suggested."""
+        if trial.number not in self._drawn:
+            earlier = study.get_trials(deepcopy=False)[: trial.number]
+            suggested = sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
+            self._drawn[trial.number] = self._rng(trial, "").random() < share(suggested)
+        return self._drawn[trial.number]
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        if self.draws_from_prior(study, trial):
+            return {}  # every parameter is asked for by itself
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        if not search_space and self.draws_from_prior(study, trial):
+            return {}
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        prior = self._priors.get(param_name)
+        if prior is not None and self.draws_from_prior(study, trial):
+            return prior.sample(param_distribution, self._rng(trial, param_name))
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Any,
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+    def _rng(self, trial: FrozenTrial, name: str) -> np.random.Generator:
+        return np.random.default_rng([self._seed, trial.number, zlib.crc32(name.encode())])
+
+
+def with_priors(sampler: BaseSampler, space: SearchSpace, seed: int) -> BaseSampler:
+    """The sampler, with the space's priors in front of it where there are any."""
+    priors = {p.name: p.prior for p in space.parameters if p.prior is not None}
+    return PriorSampler(sampler, priors, seed) if priors else sampler
+
+
+def parse_prior(spec: Any, distribution: BaseDistribution) -> tuple[Prior | None, list[str]]:
+    """The prior that a space file gives for a parameter, and what is wrong with it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return _parse_choices(spec, distribution)
+    form = "must be {center: NUMBER, spread: NUMBER}"
+    if not isinstance(spec, dict) or set(spec) != {"center", "spread"}:
+        return None, [f"{form}, got {spec!r}."]
+    numbers, mistakes = convert_fields(_Numbers, spec)
+    if mistakes:
+        return None, mistakes
+    center, spread = numbers["center"], numbers["spread"]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.log and center <= 0:
+        mistakes.append(f"center: must be above 0 on a logarithmic scale, got {center:g}.")
+    if distribution.log and spread <= 1:
+        mistakes.append(f"spread: is a factor on a logarithmic scale, above 1; got {spread:g}.")
+    if not distribution.log and spread <= 0:
+        mistakes.append(f"spread: must be above 0, got {spread:g}.")
+    return (None if mistakes else NumberPrior(center, spread)), mistakes
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    center: float
+    spread: float
+
+
+def _parse_choices(
+    spec: Any, distribution: CategoricalDistribution
+) -> tuple[Prior | None, list[str]]:
+    choices = ", ".join(map(str, distribution.choices))
+    form = f"must give a weight to choices of the parameter ({choices}), such as {{VALUE: 2}}"
+    if not isinstance(spec, dict) or not spec:
+        return None, [f"{form}, got {spec!r}."]
+    weights: dict[Any, float] = {}
+    mistakes = []
+    for choice, weight in spec.items():
+        if choice not in distribution.choices:
+            mistakes.append(f"{choice!r} is never suggested ({choices}).")
+        elif isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            mistakes.append(f"{choice}: must be a weight of 0 or more, got {weight!r}.")
+        else:
+            weights[choice] = float(weight)
+    if not mistakes and not any(weights.values()):
+        mistakes.append("at least one weight must be above 0.")
+    return (None if mistakes else ChoicePrior(weights)), mistakes
