@@ -66,6 +66,7 @@ HELP = {
         "token_budget": "stop after this many tokens through the backbone: 5e6, 5M",
         "concurrency": "trials that train at once; without it, from the model and the machine",
         "sampler": "Optuna's sampler, which suggests the configs",
+        "prior": "off: ignore the space's priors, which say where good values are expected",
         "scheduler": "Ray Tune's trial scheduler, which stops bad trials early; pbt changes all "
         "trials while they train, together",
         "confirm": "best configs that are trained again in full and judged on the test split",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -35,6 +35,7 @@ Task = Literal["causal-lm", "classification"]
 BackboneKind = Literal["swarm", "local"]
 TrialScheduler = Literal["asha", "median", "hyperband", "pbt", "none"]
 Sampler = Literal["tpe", "random", "gp", "cmaes"]
+PriorUse = Literal["on", "off"]
 
 # What belongs to one call of the command and not to the search; `to_yaml` leaves it out, so that
 # best.yaml and search.yaml start a new run in a new folder when they are given to --config.
@@ -64,6 +65,14 @@ def parse_token_count(value: Any) -> int:
         return int(convert(_scaled(value, _UNITS_TOKENS), int))
     except ValueError:
         raise ValueError(f"must be a number of tokens such as 5e6 or 5M; got {value!r}.") from None
+
+
+def parse_prior_use(value: Any) -> PriorUse:
+    """on or off, which YAML reads as booleans where they are not quoted."""
+    text: Any = ("on" if value else "off") if isinstance(value, bool) else value
+    if text not in get_args(PriorUse):
+        raise ValueError(one_of(text, get_args(PriorUse)))
+    return text
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class SearchConfig:
     trial: dict[str, Any] | None = None  # best.yaml's config: runs second, after the default
     scheduler: TrialScheduler = "asha"
     sampler: Sampler = "tpe"
+    prior: PriorUse = field(default="on", metadata={"parse": parse_prior_use})  # of the space
     time_budget: float | None = field(default=None, metadata={"parse": parse_duration_s})  # seconds
     token_budget: int | None = field(default=None, metadata={"parse": parse_token_count})
     confirm: int = 3  # the best configs that are trained again and judged on the test split

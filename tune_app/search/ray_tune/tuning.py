@@ -34,6 +34,7 @@ from tune_app.search.ray_tune.trial_job import (
     number_of,
     trial_name,
 )
+from tune_app.study.prior import with_priors
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
 
@@ -151,15 +152,18 @@ def search(
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     left = config.trials - len(done)
     if left > 0 and not ending():
+        # Suggestions of a resumed search must not repeat those of its beginning.
+        # A population begins before there is a result to learn from.
+        sampler = build_sampler(
+            "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
+        )
+        if config.prior == "on":
+            sampler = with_priors(sampler, space, config.seed)
         searcher = StudySearcher(
             space,
             base,
             study=study,
-            # Suggestions of a resumed search must not repeat those of its beginning.
-            # A population begins before there is a result to learn from.
-            sampler=build_sampler(
-                "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
-            ),
+            sampler=sampler,
             settings=_settings(run),
             stopping=ending,
         )
