@@ -42,12 +42,14 @@ from pathlib import Path
 import optuna
 
 from tune_app.models.folder import model_folder
+from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig, TrialConfig
-from tune_app.run.trial_report import evaluation_steps
+from tune_app.run.trial_report import OBJECTIVE, evaluation_steps
 from tune_app.search.concurrency import trials_at_once
-from tune_app.search.ray_tune.searcher import METRIC, StudySearcher, build_sampler
-from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.tuning import build_trial_scheduler
+from tune_app.search.study_trials import StudyTrials
+from tune_app.study.samplers import build_sampler
 from tune_app.study.yaml_space import load_space
 
 STEPS, BATCH, TRIALS = 50, 8, 24
@@ -160,11 +162,15 @@ class Curves:
 class StubTrial:
     """As much of Ray's Trial as its schedulers look at."""
 
-    number: int
+    job: TrialJob
+
+    @property
+    def config(self) -> dict[str, TrialJob]:
+        return {JOB: self.job}
 
     @property
     def trial_id(self) -> str:
-        return trial_name(self.number)
+        return self.job.name
 
     def __str__(self) -> str:
         return self.trial_id
@@ -187,40 +193,32 @@ def search(
     space, study = load_space(str(RESULTS / "space.yaml")), optuna.create_study()
     for first in space.first_trials(config.base_trial(), None):
         first.enqueue(study)
-    study_searcher = StudySearcher(
-        space,
-        config.base_trial(),
-        study=study,
-        sampler=build_sampler(sampler, seed),
-        settings={},
-        stopping=lambda: False,
-    )
+    study.sampler = build_sampler(sampler, seed)
+    study_trials = StudyTrials(study, space, config.base_trial(), RunDir("."), stop=lambda: False)
     stopper = build_trial_scheduler(scheduler, STEPS)
-    stopper.set_search_properties(METRIC, "min")
+    stopper.set_search_properties(OBJECTIVE, "min")
     running: deque[tuple[StubTrial, Curve, int]] = deque()
-    started, spent, trace = 0, 0, []
+    spent, trace = 0, []
     best = best_of_first = math.inf
     while spent < budget:
         while len(running) < AT_ONCE:
-            trial = StubTrial(started)
-            started += 1
-            job = study_searcher.suggest(str(trial))["job"]
+            trial = StubTrial(study_trials.ask())
             stopper.on_trial_add(None, trial)
-            running.append((trial, curves[key_of(TrialConfig.from_dict(job["trial"]))], 0))
+            running.append((trial, curves[key_of(trial.job.config)], 0))
         trial, curve, at = running.popleft()
         objective, tokens = curve[at]
         spent += tokens - (curve[at - 1][1] if at else 0)
         best = min(best, objective)
-        if trial.number < TRIALS:
+        if trial.job.number < TRIALS:
             best_of_first = min(best_of_first, objective)
         trace.append(Seen(best, spent, best_of_first))
         diverged = at + 1 == len(curve) and at + 1 < len(evaluation_steps(STEPS))
         step = STEPS if diverged else evaluation_steps(STEPS)[at]
-        result = {METRIC: objective, "step": step, "diverged": diverged}
-        study_searcher.on_trial_result(str(trial), result)
+        result = {OBJECTIVE: objective, "step": step, "diverged": diverged}
+        study_trials.report(trial.job.number, result)
         decision = stopper.on_trial_result(None, trial, result)
         if at + 1 == len(curve) or decision == "STOP":
-            study_searcher.on_trial_complete(str(trial), result)
+            study_trials.end(trial.job.number, result)
             stopper.on_trial_complete(None, trial, result)
         else:
             running.append((trial, curve, at + 1))

@@ -11,7 +11,7 @@ import optuna
 
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import BackboneKind, SearchConfig, Task, TrialConfig
-from tune_app.search.ray_tune.searcher import build_sampler
+from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space
 from tune_app.tasks.stdlib_text import docstring_packages

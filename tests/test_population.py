@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
+from tune_app.run.run_dir import RunDir, kept_state
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.population import Population
-from tune_app.search.ray_tune.searcher import METRIC
-from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of, trial_name
 from tune_app.study.yaml_space import load_space
 
 
@@ -24,13 +23,6 @@ class Trial:
     number: int
     config: dict[str, Any]
     status: str = "RUNNING"
-    experiment_tag: str = ""
-    last_result: dict[str, Any] = field(default_factory=dict)
-    run_metadata: Any = None
-
-    def __post_init__(self) -> None:
-        manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
-        self.run_metadata = SimpleNamespace(checkpoint_manager=manager)
 
     def __str__(self) -> str:
         return trial_name(self.number)
@@ -46,14 +38,9 @@ class Trial:
     def set_config(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def set_experiment_tag(self, tag: str) -> None:
-        self.experiment_tag = tag
-
 
 class Controller:
     """As much of Tune's: it only writes down who trains on."""
-
-    search_alg = None
 
     def __init__(self, trials: list[Trial]) -> None:
         self.trials, self.trained = trials, list[int]()
@@ -78,8 +65,9 @@ class Rounds:
     """A population of 8 over a fake controller."""
 
     def __init__(self, decided: int = 0, seed: int = 0) -> None:
-        configs = [replace(BASE, lr=1e-3 * (i + 1)).to_dict() for i in range(8)]
-        self.trials = [Trial(i, {"job": {"number": i, "trial": configs[i]}}) for i in range(8)]
+        run = RunDir("run")
+        jobs = [TrialJob(i, replace(BASE, lr=1e-3 * (i + 1)), run.checkpoint(i)) for i in range(8)]
+        self.trials = [Trial(job.number, {JOB: job}) for job in jobs]
         self.controller, self.told = Controller(self.trials), []
         self.population = Population(
             *(SPACE, BASE),
@@ -88,12 +76,12 @@ class Rounds:
             decided=decided,
             changed=lambda step, changes: self.told.append((step, changes)),
         )
-        self.population.set_search_properties(METRIC, "min")
+        self.population.set_search_properties(OBJECTIVE, "min")
         for trial in self.trials:
             self.population.on_trial_add(self.controller, trial)
 
     def report(self, number: int, step: int, loss: float) -> str:
-        result = {METRIC: loss, "step": step}
+        result = {OBJECTIVE: loss, "step": step}
         return self.population.on_trial_result(self.controller, self.trials[number], result)
 
     def turn(self) -> Trial | None:
@@ -112,15 +100,14 @@ def test_all_wait_and_then_the_worst_quarter_goes_on_from_the_best() -> None:
     assert rounds.turn() is rounds.trials[7]
     assert sorted(rounds.controller.trained) == [0, 1, 2, 3, 4, 5, 6]
     ((step, (change,)),) = rounds.told
-    assert (step, change["trial"]) == (10, 7)
-    assert change["of"] in (5, 6)
-    job = rounds.trials[7].config["job"]
-    assert job["number"] == 7
-    assert job["begin"] == {"trial": change["of"], "step": 10}
-    config = TrialConfig.from_dict(job["trial"])
-    assert config.at(9) == replace(BASE, lr=1e-3 * (change["of"] + 1))
-    assert config.changes
-    assert config.to_dict() == change["config"]
+    assert (step, change.job.number) == (10, 7)
+    assert change.of in (5, 6)
+    job = job_of(rounds.trials[7].config)
+    assert job.number == 7
+    assert job.begin == kept_state(RunDir("run").checkpoint(change.of), 10)
+    assert job.config.at(9) == replace(BASE, lr=1e-3 * (change.of + 1))
+    assert job.config.changes
+    assert job == change.job
     # It repeats the last report of the state that it goes on from, and then trains on.
     assert rounds.report(7, 10, 1.4) == TrialScheduler.CONTINUE
 
@@ -130,8 +117,8 @@ def test_the_default_is_a_donor_like_any_other() -> None:
     for number in range(8):
         rounds.report(number, 10, 1.0 + number)
     rounds.turn()
-    assert {change["of"] for change in rounds.told[0][1]} <= {0, 1}
-    assert {change["trial"] for change in rounds.told[0][1]} == {6, 7}
+    assert {change.of for change in rounds.told[0][1]} <= {0, 1}
+    assert {change.job.number for change in rounds.told[0][1]} == {6, 7}
 
 
 def test_nobody_waits_for_a_trial_that_has_ended() -> None:

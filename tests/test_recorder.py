@@ -14,7 +14,7 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
 from tune_app.search.ray_tune.recorder import Recorder
 from tune_app.search.ray_tune.trainable import MachinesFailed, TrialFailed
-from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
 
 STEPS = 20
 
@@ -26,13 +26,10 @@ class Search:
         self.run, self.heard, self.ending = RunDir(folder / "run").create(), [], False
         self.recorder = Recorder(self.run, self.heard.append, lambda: self.ending)
 
-    def trial(self, number: int, **job: Any) -> Trial:
-        config = {"origin": "suggested", "trial": TrialConfig(steps=STEPS).to_dict(), **job}
+    def trial(self, number: int, **more: Any) -> Trial:
+        job = TrialJob(number, TrialConfig(steps=STEPS), self.run.checkpoint(number), **more)
         return Trial(
-            "tune_app",
-            stub=True,
-            config={"job": {"number": number, **config}},
-            trial_name_creator=lambda trial: trial_name(number),
+            "tune_app", stub=True, config={JOB: job}, trial_name_creator=lambda trial: job.name
         )
 
     def tell(self, name: str, trial: Trial, **more: Any) -> None:
@@ -62,7 +59,7 @@ def test_a_trial_from_its_start_to_its_end(search: Search) -> None:
 
     kinds = [(event["event"], event["trial"]) for event in search.events]
     assert kinds == [("trial_started", 3), ("report", 3), ("report", 3), ("trial_ended", 3)]
-    assert search.events[0]["config"] == trial.config["job"]["trial"]
+    assert search.events[0]["config"] == job_of(trial.config).config.to_dict()
     assert search.events[1] == {"event": "report", "trial": 3, **report(4)}  # nothing of Ray's
     assert search.events[3]["status"] == "finished"
     assert [event["event"] for event in search.heard] == [event for event, _ in kinds]

@@ -14,7 +14,7 @@ import pytest
 
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.ray_tune.searcher import build_sampler
+from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space
 

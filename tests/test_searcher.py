@@ -1,4 +1,4 @@
-"""What the study is told: by the searcher that Ray Tune asks, over a real Optuna storage."""
+"""What the study learns of a search, over a real Optuna storage; and Ray Tune's view of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ray.tune.search import Searcher
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import outcome
-from tune_app.search.ray_tune.searcher import StudySearcher, build_sampler
+from tune_app.search.ray_tune.searcher import StudySearcher
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob
+from tune_app.search.study_trials import StudyTrials
+from tune_app.study.samplers import build_sampler
 from tune_app.study.storage import open_study, requeue_unfinished
 from tune_app.study.yaml_space import load_space
 
@@ -42,14 +45,9 @@ def ending() -> Ending:
 
 @pytest.fixture
 def searcher(study: optuna.Study, ending: Ending) -> StudySearcher:
-    return StudySearcher(
-        load_space("conditional"),
-        BASE,
-        study=study,
-        sampler=build_sampler("tpe", 0),
-        settings={"run": "somewhere", "test": False},
-        stopping=ending,
-    )
+    study.sampler = build_sampler("tpe", 0)
+    run = RunDir("somewhere")
+    return StudySearcher(StudyTrials(study, load_space("conditional"), BASE, run, ending))
 
 
 def report(step: int, loss: float, **more: object) -> dict:
@@ -64,20 +62,20 @@ def test_the_first_trials_come_first_and_then_suggestions(
     for first in space.first_trials(BASE):
         first.enqueue(study)
 
-    jobs = [searcher.suggest(f"id{i}")["job"] for i in range(5)]
+    jobs: list[TrialJob] = [searcher.suggest(f"id{i}")[JOB] for i in range(5)]
 
-    assert [job["number"] for job in jobs] == [0, 1, 2, 3, 4]
-    assert [job["origin"] for job in jobs] == [
+    assert [job.number for job in jobs] == [0, 1, 2, 3, 4]
+    assert [job.origin for job in jobs] == [
         "default",
         "enqueued",
         "enqueued",
         "suggested",
         "suggested",
     ]
-    assert (jobs[0]["trial"]["lr"], jobs[0]["trial"]["scheduler"]) == (1e-3, "linear")
-    assert (jobs[1]["trial"]["lr"], jobs[1]["trial"]["scheduler"]) == (0.01, "constant")
-    assert {job["run"] for job in jobs} == {"somewhere"}
-    assert [t.user_attrs["config"] for t in study.trials] == [job["trial"] for job in jobs]
+    assert (jobs[0].config.lr, jobs[0].config.scheduler) == (1e-3, "linear")
+    assert (jobs[1].config.lr, jobs[1].config.scheduler) == (0.01, "constant")
+    assert [job.checkpoint for job in jobs] == [RunDir("somewhere").checkpoint(n) for n in range(5)]
+    assert [t.user_attrs["config"] for t in study.trials] == [job.config.to_dict() for job in jobs]
 
 
 def test_nothing_is_suggested_when_the_search_ends(
@@ -122,7 +120,7 @@ def test_the_end_of_a_trial_is_told_with_its_curve(
 def test_a_trial_that_the_end_of_the_search_cuts_off_goes_on_as_itself(
     study: optuna.Study, searcher: StudySearcher, ending: Ending
 ) -> None:
-    job = searcher.suggest("a")["job"]
+    job = searcher.suggest("a")[JOB]
     searcher.on_trial_result("a", report(4, 1.9))
     ending.now = True
     searcher.on_trial_complete("a", report(4, 1.9))
@@ -130,7 +128,7 @@ def test_a_trial_that_the_end_of_the_search_cuts_off_goes_on_as_itself(
 
     requeue_unfinished(study)
     ending.now = False
-    again = searcher.suggest("b")["job"]
+    again = searcher.suggest("b")[JOB]
 
     assert again == job
     searcher.on_trial_result("b", report(4, 1.9))  # from its checkpoint: once more, and no warning
@@ -164,17 +162,16 @@ def test_a_trial_that_a_kill_left_without_its_config_is_begun_again(
     lost = study.ask()  # the kill came between the question and the first parameter
     requeue_unfinished(study)
 
-    job = searcher.suggest("a")["job"]
+    job = searcher.suggest("a")[JOB]
 
-    assert (job["number"], job["origin"]) == (lost.number, "suggested")
-    assert study.trials[0].user_attrs["config"] == job["trial"]
+    assert (job.number, job.origin) == (lost.number, "suggested")
+    assert study.trials[0].user_attrs["config"] == job.config.to_dict()
 
 
 def test_a_sampler_learns_from_a_divergence(study: optuna.Study, searcher: StudySearcher) -> None:
     """Where all large rates diverge, suggestions leave them."""
     for i in range(40):
-        job = searcher.suggest(str(i))["job"]
-        lr = job["trial"]["lr"]
+        lr = searcher.suggest(str(i))[JOB].config.lr
         diverged = lr > 1e-3
         loss = 20.0 if diverged else 2.0 + abs(math.log10(lr) + 3.5)
         searcher.on_trial_complete(str(i), report(4 if diverged else 20, loss, diverged=diverged))

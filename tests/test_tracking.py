@@ -16,10 +16,10 @@ from shell import background, shell
 
 from benchmarks.relay import free_port
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.ray_tune.tracking import tracking_callbacks
-from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob, trial_name
 
 PROJECT = "prompt-tuning"
 SEARCH = "python -m tune_app.search"
@@ -175,8 +175,8 @@ def test_a_server_that_dies_does_not_end_the_search(
     said: list[str] = []
     config = SearchConfig(mlflow="http://127.0.0.1:9")
     (callback,) = tracking_callbacks(config, RunDir(tmp_path), said.append)
-    job = {"number": 3, "origin": "suggested", "trial": {"lr": 0.1}}
-    trial = SimpleNamespace(config={"job": job}, trial_id="a")
+    job = TrialJob(3, TrialConfig(lr=0.1), tmp_path)
+    trial = SimpleNamespace(config={JOB: job}, trial_id="a")
 
     callback.setup()
     callback.log_trial_start(trial)
@@ -185,4 +185,4 @@ def test_a_server_that_dies_does_not_end_the_search(
 
     assert len(said) == 1
     assert said[0].startswith("MLflow takes no more results, the search goes on without it: ")
-    assert trial.config == {"job": job}
+    assert trial.config == {JOB: job}

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from ray.tune.experiment import trial as tune_trial
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.ray_tune import trainable
 from tune_app.search.ray_tune.trainable import Trial
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 
 # What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
 # Tune's, exports nothing, and its reports are too few to be buffered.
@@ -27,13 +29,7 @@ REPORT = {"step": 4, "eval_loss": 2.0, "diverged": False}
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
-    job = {
-        "number": 3,
-        "run": str(tmp_path),
-        "trial": TrialConfig(steps=8).to_dict(),
-        "test": False,
-    }
-    return Trial({"job": job})
+    return Trial({JOB: TrialJob(3, TrialConfig(steps=8), tmp_path)})
 
 
 def called_by_tune() -> set[str]:
@@ -81,8 +77,7 @@ def test_the_last_report_ends_the_trial(trial: Trial, report: dict, done: bool) 
 
 
 def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> None:
-    given = trial._config["job"] | {"number": 7}
-    assert trial.reset({"job": given})
+    assert trial.reset({JOB: replace(trial._job, number=7)})
 
     assert trial._job.number == 7
     assert trial._result(REPORT)["training_iteration"] == 1
@@ -91,7 +86,10 @@ def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> N
 
 ACTOR = """
 import json, sys
+from pathlib import Path
 import ray
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.trainable import Trial, register_trial
 from tune_app.serve.connection import Connection
 import ray.tune
@@ -105,7 +103,8 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=Fal
 name = register_trial([], Connection())
 cls = ray.tune.registry.get_trainable_cls(name)
 storage = StorageContext(sys.argv[1], "search", trial_dir_name="trial-000")
-tune_trial = TuneTrial(name, config=json.loads(sys.argv[2]), storage=storage)
+config = {JOB: TrialJob(3, TrialConfig(steps=8), Path(sys.argv[1]))}
+tune_trial = TuneTrial(name, config=config, storage=storage)
 config = tune_trial.config | {"trial_info": _TrialInfo(tune_trial)}
 actor = _ActorClassCache().get(cls).options(num_cpus=0).remote(config, storage=storage)
 loaded, name, environment = ray.get(actor.__ray_call__.remote(
@@ -118,10 +117,10 @@ print(json.dumps([loaded, name, dict(environment)]))
 """
 
 
-def test_its_process_loads_neither_torch_nor_tune(trial: Trial, tmp_path: Path) -> None:
+def test_its_process_loads_neither_torch_nor_tune(tmp_path: Path) -> None:
     """As Tune starts it: with its own class cache, storage and trial info."""
     output = subprocess.run(
-        [sys.executable, "-c", ACTOR, str(tmp_path), json.dumps(trial._config)],
+        [sys.executable, "-c", ACTOR, str(tmp_path)],
         check=True,
         capture_output=True,
         text=True,

@@ -17,9 +17,10 @@ from ray.tune.search import Searcher
 
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune import cluster, tuning
-from tune_app.search.ray_tune.searcher import METRIC
-from tune_app.search.ray_tune.trial_job import trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.tuning import build_trial_scheduler
 from tune_app.serve.connection import Connection
 
@@ -28,19 +29,28 @@ from tune_app.serve.connection import Connection
 class Trial:
     """As much of Ray's Trial as its schedulers look at."""
 
-    trial_id: str
+    job: TrialJob
 
-    def __str__(self) -> str:
-        return self.trial_id
+    @property
+    def config(self) -> dict[str, TrialJob]:
+        return {JOB: self.job}
+
+    @property
+    def trial_id(self) -> str:
+        return self.job.name
+
+
+def job(number: int) -> TrialJob:
+    return TrialJob(number, TrialConfig(), Path("nowhere"))
 
 
 def stopped_at(scheduler: TrialScheduler, step: int, losses: dict[int, float]) -> list[int]:
     """Numbers of the trials that end at that step, reporting in the order of `losses`."""
     ended = []
     for number, loss in losses.items():
-        trial = Trial(trial_name(number))
+        trial = Trial(job(number))
         scheduler.on_trial_add(None, trial)
-        decision = scheduler.on_trial_result(None, trial, {METRIC: loss, "step": step})
+        decision = scheduler.on_trial_result(None, trial, {OBJECTIVE: loss, "step": step})
         if decision == TrialScheduler.STOP:
             ended.append(number)
     return ended
@@ -49,7 +59,7 @@ def stopped_at(scheduler: TrialScheduler, step: int, losses: dict[int, float]) -
 @pytest.fixture
 def asha() -> TrialScheduler:
     scheduler = build_trial_scheduler("asha", steps=50)
-    scheduler.set_search_properties(METRIC, "min")
+    scheduler.set_search_properties(OBJECTIVE, "min")
     return scheduler
 
 
@@ -82,11 +92,11 @@ class Numbers(Searcher):
     """A job for each number; Tune asks for as many as it wants."""
 
     def __init__(self) -> None:
-        super().__init__(METRIC, "min")
+        super().__init__(OBJECTIVE, "min")
         self._numbers = itertools.count()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        return {"job": {"number": next(self._numbers)}}
+        return {JOB: job(next(self._numbers))}
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         pass
@@ -98,13 +108,13 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
 ) -> None:
     class Quick(tune.Trainable):  # in here, or Ray's processes would have to import this file
         def setup(self, config: dict[str, Any]) -> None:
-            time.sleep(2 * min(config["job"]["number"], 1))  # only the first one begins at once
+            time.sleep(2 * min(config[JOB].number, 1))  # only the first one begins at once
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True
 
         def step(self) -> dict[str, Any]:
-            return {METRIC: 1.0, "done": True}
+            return {OBJECTIVE: 1.0, "done": True}
 
     tune.register_trainable("Quick", Quick)
     monkeypatch.setattr(tuning, "register_trial", lambda hosts, connection: "Quick")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tune_app.run.run_dir import Status
 
+OBJECTIVE = "objective"  # the figure that the study minimises
 # Evaluations of a run: enough for early stopping to act on and for a curve.
 EVALUATIONS = 5
 
@@ -99,7 +101,7 @@ _KEPT = [
 ]
 
 
-def kept(result: dict[str, Any]) -> dict[str, Any]:
+def kept(result: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a result that a trial has reported."""
     return {name: result[name] for name in _KEPT if name in result}
 

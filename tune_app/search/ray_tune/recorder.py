@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_report import kept, outcome
 from tune_app.search.ray_tune.trainable import MachinesFailed
-from tune_app.search.ray_tune.trial_job import number_of
+from tune_app.search.ray_tune.trial_job import job_of
 
 
 class Recorder(tune.Callback):
@@ -40,10 +40,10 @@ class Recorder(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        job, number = trial.config["job"], number_of(str(trial))
-        start = {"trial": number, "origin": job["origin"], "config": job["trial"]}
-        if "of" in job:
-            start["of"] = job["of"]
+        job = job_of(trial.config)
+        start = {"trial": job.number, "origin": job.origin, "config": job.config.to_dict()}
+        if job.of is not None:
+            start["of"] = job.of
         if trial.trial_id not in self._started:  # else it goes on after a failure
             self._started.add(trial.trial_id)
             self.record("trial_started", **start)
@@ -56,19 +56,19 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        self.record("report", trial=number_of(str(trial)), **kept(result))
+        self.record("report", trial=job_of(trial.config).number, **kept(result))
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         reason, machines = _reason(trial)
-        number = number_of(str(trial))
+        number = job_of(trial.config).number
         self.record("trial_retried", trial=number, reason=reason, machines=machines)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        status, reason = outcome(trial.last_result or {}, trial.config["job"]["trial"]["steps"])
+        status, reason = outcome(trial.last_result or {}, job_of(trial.config).config.steps)
         if status != Status.STOPPED or not self._stopping():
             self._end(trial, status, reason)
 
@@ -78,7 +78,7 @@ class Recorder(tune.Callback):
         self._end(trial, Status.FAILED, _reason(trial)[0])
 
     def _end(self, trial: Trial, status: Status, reason: str) -> None:
-        number = number_of(str(trial))
+        number = job_of(trial.config).number
         self.record("trial_ended", trial=number, status=str(status), reason=reason)
 
 

@@ -19,6 +19,7 @@ from ray.tune.logger import LoggerCallback
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import kept
+from tune_app.search.ray_tune.trial_job import TrialJob, job_of
 
 
 class _Tracked(LoggerCallback):
@@ -44,7 +45,7 @@ class _Tracked(LoggerCallback):
             return  # one of a population has other parameters now, which MLflow refuses
         self.begun = self.begun | {trial.trial_id}
         given = trial.config
-        trial.config = _parameters(given["job"])
+        trial.config = _parameters(job_of(given))
         try:
             self._try(super().log_trial_start, trial)
         finally:
@@ -96,7 +97,8 @@ def tracking_callbacks(
     return callbacks
 
 
-def _parameters(job: dict[str, Any]) -> dict[str, Any]:
+def _parameters(job: TrialJob) -> dict[str, Any]:
     """A trial's hyperparameters as far as they are set, and whose they are."""
-    told = {"trial": job["number"], "origin": job["origin"], "of": job.get("of"), **job["trial"]}
+    about = {"trial": job.number, "origin": job.origin, "of": job.of}
+    told = about | job.config.to_dict()
     return {name: value for name, value in told.items() if value is not None}

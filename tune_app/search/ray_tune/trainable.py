@@ -14,10 +14,8 @@ from typing import Any
 
 import ray
 
-from tune_app.run.run_dir import RunDir, kept_state
-from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Update
-from tune_app.search.ray_tune.trial_job import TrialJob, trial_name
+from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
 from tune_app.serve.connection import Connection
 
 # An update comes within seconds; a host that has to load its model again takes longer.
@@ -54,14 +52,14 @@ class Trial:
         return PlacementGroupFactory([{"CPU": _TINY_CPU}])
 
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
-        """config: under `job`, what `tuning.py` puts there: the run's folder, TrialConfig's fields,
-        ...; storage: Tune's, not used, for checkpoints and reports are in the run directory."""
+        """config: holds the TrialJob (`job_of`); storage: Tune's, not used, for checkpoints and
+        reports are in the run directory."""
         self._begin(config)
-        self._first = self._number
+        self._first = self._job.name
 
     def __repr__(self) -> str:
         """The actor's name in Ray's dashboard; it is asked once, whatever the actor does later."""
-        return f"{trial_name(self._first)} and later"
+        return f"{self._first} and later"
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
         """Makes this the actor of another trial."""
@@ -70,17 +68,7 @@ class Trial:
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        given = config["job"]
-        run, begin = RunDir(given["run"]), given.get("begin")
-        self._config, self._number = {"job": given}, given["number"]
-        self._job = TrialJob(
-            number=self._number,
-            config=TrialConfig.from_dict(given["trial"]),
-            checkpoint=run.checkpoint(self._number),
-            test=given["test"],
-            population=given.get("population", False),
-            begin=begin and kept_state(run.checkpoint(begin["trial"]), begin["step"]),
-        )
+        self._job: TrialJob = job_of(config)
         self._host: Any = None
         self._reports, self._began, self._reported = 0, time.time(), time.time()
 
@@ -92,10 +80,10 @@ class Trial:
         """
         try:
             if self._host is None:
-                self._host = _least_loaded(self.hosts, self._number)
+                self._host = _least_loaded(self.hosts, self._job.number)
                 self._ask("start", self._job, self.connection)
             while True:
-                update: Update = self._ask("next_update", self._number)
+                update: Update = self._ask("next_update", self._job.number)
                 if update.error is not None:
                     raise (MachinesFailed if update.unavailable else TrialFailed)(update.error)
                 if update.report is not None:
@@ -124,14 +112,14 @@ class Trial:
                 ],  # what Ray's loggers (TensorBoard's, say) plot against
                 "time_this_iter_s": self._reported - before,
                 "time_total_s": self._reported - self._began,
-                "config": self._config,
+                "config": {JOB: self._job},
             }
         )
 
     def stop(self) -> None:
         """Lets the host forget the trial, wherever its training stands."""
         if self._host is not None:
-            self._host.stop.remote(self._number, self._job)
+            self._host.stop.remote(self._job.number, self._job)
             self._host = None
 
     def get_current_ip_pid(self) -> tuple[str, int]:

@@ -1,20 +1,24 @@
-"""What a trial asks its host to do. Imports neither torch nor ray: trial actors load it."""
+"""What one trial has to do: the record that goes from the study to the host, and whoever asks.
+
+Imports neither torch nor ray: trial actors load it, and so may an executor without Ray.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tune_app.run.run_dir import kept_state
 from tune_app.run.trial_config import TrialConfig
+
+JOB = "job"  # the one key of what Ray Tune takes for a trial's config; its value is a TrialJob
 
 
 def trial_name(number: int) -> str:
-    """The trial's name in Ray, where its actor and the events learn its number."""
+    """The trial's name in Ray and in the trackers."""
     return f"trial-{number:03d}"
-
-
-def number_of(name: str) -> int:
-    return int(name.removeprefix("trial-"))
 
 
 # Numbers of confirmation runs begin far from those of the study, which may grow.
@@ -33,13 +37,38 @@ def seed_index_of(number: int) -> int:
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial's training."""
+    """One trial's training. Pickles; equal jobs train alike.
+
+    number: the trial's number in the study, or `confirmation_number`
+    checkpoint: folder where its state is saved, and found again after an interruption
+    origin: "default", "enqueued", "suggested" or "confirm"
+    of: the trial that a confirmation run repeats
+    test: evaluate once, at the end, and on the whole test split too (confirmation)
+    population: part of a population: after each report the trial waits until the next one is asked
+        for, and its state is saved, so that other trials can be cloned from it
+    begin: the state to start from, used until this trial has saved one of its own by this config
+    """
 
     number: int
     config: TrialConfig
-    checkpoint: Path  # folder where its state is kept, and found again
-    test: bool = False  # confirmation: evaluate once, at the end, and on the whole test split too
-    # One of a population: after a report it waits to be asked for the next one, and what it
-    # trained until then is kept, for others to go on from.
+    checkpoint: Path
+    origin: str = "suggested"
+    of: int | None = None
+    test: bool = False
     population: bool = False
-    begin: Path | None = None  # the state to go on from until it has one of its own by this config
+    begin: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    def cloned(self, donor: Path, step: int, config: TrialConfig) -> TrialJob:
+        """This trial as a clone: it trains by `config` from the state that the trial with the
+        checkpoint folder `donor` had after `step` steps."""
+        return replace(self, config=config, begin=kept_state(donor, step))
+
+
+def job_of(config: Mapping[str, Any]) -> TrialJob:
+    """The job in what Ray Tune takes for a trial's config."""
+    job: TrialJob = config[JOB]
+    return job

@@ -14,27 +14,30 @@ from ray.tune.schedulers import (
     MedianStoppingRule,
     TrialScheduler,
 )
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import Searcher
 
 from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_report import evaluation_steps
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import OBJECTIVE, evaluation_steps
 from tune_app.search.concurrency import runs_at_once, trials_at_once
 from tune_app.search.live import LiveView
 from tune_app.search.ray_tune.cluster import Cluster
 from tune_app.search.ray_tune.population import as_population
 from tune_app.search.ray_tune.prometheus import export_event
 from tune_app.search.ray_tune.recorder import Recorder
-from tune_app.search.ray_tune.searcher import METRIC, StudySearcher, build_sampler
+from tune_app.search.ray_tune.searcher import JobList, StudySearcher
 from tune_app.search.ray_tune.trainable import register_trial
 from tune_app.search.ray_tune.trial_job import (
     FIRST_CONFIRMATION,
+    TrialJob,
     confirmation_number,
-    number_of,
-    trial_name,
+    job_of,
 )
+from tune_app.search.study_trials import StudyTrials
 from tune_app.study.prior import with_priors
+from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
 
@@ -73,7 +76,7 @@ def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
 
     def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = decide(controller, trial, result)
-        return TrialScheduler.CONTINUE if number_of(str(trial)) == 0 else decision
+        return TrialScheduler.CONTINUE if job_of(trial.config).number == 0 else decision
 
     scheduler.on_trial_result = on_trial_result
     return scheduler
@@ -159,27 +162,31 @@ def search(
         )
         if config.prior == "on":
             sampler = with_priors(sampler, space, config.seed)
-        searcher = StudySearcher(
-            space,
-            base,
-            study=study,
-            sampler=sampler,
-            settings=_settings(run),
-            stopping=ending,
-        )
+        study.sampler = sampler
+        trials = StudyTrials(study, space, base, run, ending)
         try:
-            how = (
-                as_population(config, space, run.events(), searcher, left, recorder)
-                if config.scheduler == "pbt"
-                else {
-                    "trials": left,
-                    "searcher": searcher,
-                    "scheduler": build_trial_scheduler(config.scheduler, config.steps),
-                    "callbacks": [recorder],
-                    "at_once": trials_at_once(config, machines.tokens_in_flight),
-                }
+            searcher: StudySearcher
+            scheduler: TrialScheduler
+            if config.scheduler == "pbt":
+                searcher, scheduler = as_population(config, space, run, trials, left, recorder)
+                at_once = left
+            else:
+                searcher = StudySearcher(trials)
+                scheduler = build_trial_scheduler(config.scheduler, config.steps)
+                at_once = trials_at_once(config, machines.tokens_in_flight)
+            _fit(
+                config,
+                run,
+                machines,
+                name="search",
+                trials=left,
+                at_once=at_once,
+                searcher=searcher,
+                scheduler=scheduler,
+                callbacks=[recorder],
+                stopping=ending,
+                say=live.say,
             )
-            _fit(config, run, machines, name="search", stopping=ending, say=live.say, **how)
         finally:
             requeue_unfinished(study)
     _record_end(recorder, machines, ending)
@@ -207,7 +214,16 @@ def confirm(
             trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
             if (of, trial["seed"]) not in done:
                 number = confirmation_number(of, seed)
-                jobs.append({"number": number, "origin": "confirm", "of": of, "trial": trial})
+                jobs.append(
+                    TrialJob(
+                        number=number,
+                        config=TrialConfig.from_dict(trial),
+                        checkpoint=run.checkpoint(number),
+                        origin="confirm",
+                        of=of,
+                        test=True,
+                    )
+                )
     if not jobs:
         return
 
@@ -218,21 +234,19 @@ def confirm(
         f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
     )
     live.expect(len(jobs))
-    settings = _settings(run) | {"test": True}
     recorder = Recorder(run, _both(live, ending), stopping)
     _fit(
         config,
         run,
         machines,
         name="confirm",
-        trials=1,  # of the grid
-        # For this generator Tune ignores `max_concurrent_trials`.
-        searcher=BasicVariantGenerator(max_concurrent=runs_at_once(config)),
+        trials=len(jobs),
+        at_once=runs_at_once(config),
+        searcher=JobList(jobs),
         scheduler=FIFOScheduler(),
         callbacks=[recorder],
         stopping=stopping,
         say=live.say,
-        param_space={"job": tune.grid_search([job | settings for job in jobs])},
     )
     _record_end(recorder, machines, ending)
 
@@ -253,15 +267,7 @@ def _confirmed(run: RunDir) -> set[int]:
 
 
 def _trial_name(trial: Any) -> str:
-    return trial_name(trial.config["job"]["number"])
-
-
-def _settings(run: RunDir) -> dict[str, Any]:
-    """What each trial gets beside its number and its TrialConfig."""
-    return {
-        "run": str(run.path),
-        "test": False,
-    }
+    return job_of(trial.config).name
 
 
 def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
@@ -290,20 +296,18 @@ def _fit(
     *,
     name: str,
     trials: int,
-    searcher: Any,
+    at_once: int,
+    searcher: Searcher,
     scheduler: TrialScheduler,
     callbacks: list[tune.Callback],
     stopping: Callable[[], bool],
     say: Callable[[str], None],
-    param_space: dict[str, Any] | None = None,
-    at_once: int | None = None,
 ) -> None:
-    """One `Tuner.fit()`; what comes of it stands in the events, written by the recorder."""
+    """One `Tuner.fit()`; what comes of it is in the events, written by the recorder."""
     tuner = tune.Tuner(
         register_trial(machines.hosts, machines.connection),
-        param_space=param_space,
         tune_config=tune.TuneConfig(
-            metric=METRIC,
+            metric=OBJECTIVE,
             mode="min",
             search_alg=searcher,
             scheduler=_keeps_actors(scheduler),

@@ -1,0 +1,93 @@
+"""The study's side of a search: which job comes next, and what the study learns of each.
+
+Knows nothing of Ray; whatever runs the jobs, asks here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import OBJECTIVE, kept, outcome
+from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.study.space import SearchSpace, origin_of
+
+
+class StudyTrials:
+    """Asks the study for jobs and tells it of their reports and ends.
+
+    An early-stopped trial is told as PRUNED with its curve, so that no sampler takes its last loss
+    for a final one. A trial that the end of the search interrupts is not told at all
+    (`requeue_unfinished` puts it back). A told trial has its last report among its user
+    attributes, so the study alone knows how it ended.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        base: TrialConfig,
+        run: RunDir,
+        stop: Callable[[], bool],
+    ) -> None:
+        """base: the values of what the space leaves out; stop: whether the search is ending."""
+        self._study, self._space, self._base = study, space, base
+        self._run, self._stop = run, stop
+        self._trials: dict[int, optuna.Trial] = {}
+        self._jobs: dict[int, TrialJob] = {}
+
+    def ask(self) -> TrialJob | None:
+        """The next trial's job: one that waits in the study, or a new suggestion. None once the
+        search is ending."""
+        if self._stop():
+            return None
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        constants = self._space(trial) or {}
+        config = self._space.trial_config({**trial.params, **constants}, self._base)
+        if "config" not in trial.user_attrs:
+            trial.set_user_attr("config", config.to_dict())
+        self._jobs[trial.number] = TrialJob(
+            number=trial.number,
+            config=config,
+            checkpoint=self._run.checkpoint(trial.number),
+            origin=origin_of(trial.user_attrs),
+        )
+        return self._jobs[trial.number]
+
+    def change(self, job: TrialJob) -> None:
+        """The trial trains by another config than the study suggested (population-based training);
+        the study keeps it as "trained"."""
+        self._jobs[job.number] = job
+
+    def report(self, number: int, report: Mapping[str, Any]) -> None:
+        """A report of a trial that trains on."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resumed trial repeats its last report
+            self._trials[number].report(report[OBJECTIVE], report["step"])
+
+    def end(
+        self, number: int, last: Mapping[str, Any] | None = None, *, failed: bool = False
+    ) -> None:
+        """The end of a trial, with its last report where it has one."""
+        trial, job, report = self._trials[number], self._jobs[number], kept(last or {})
+        status, _ = outcome(report, job.config.steps)
+        if not failed and status == Status.STOPPED and self._stop():
+            return
+        if job.config.changes:
+            trial.set_user_attr("trained", job.config.to_dict())
+        if report:
+            trial.set_user_attr("report", report)
+            self.report(number, report)
+        if failed:
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif status == Status.STOPPED:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, report[OBJECTIVE])
