@@ -12,8 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy import stats
 
 from tune_app.run.search_config import ConfigError, SearchConfig
-from tune_app.search.ray_tune.searcher import build_sampler
 from tune_app.study.prior import ChoicePrior, NumberPrior, PriorSampler, share, with_priors
+from tune_app.study.samplers import build_sampler
 from tune_app.study.yaml_space import load_space
 
 SPACE = """
