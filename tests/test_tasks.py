@@ -233,6 +233,7 @@ class WithoutPad:
     """A tokenizer that has neither a pad token nor an end token, as some checkpoints' have."""
 
     pad_token_id = eos_token_id = None
+    all_special_ids = ()
 
     def __init__(self, inner):
         self._inner = inner

@@ -16,7 +16,7 @@ from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig
 
 # Settings of the search that the prompts' own evaluation needs again, beside task and model.
-_SETTINGS = (*HELP["data"], "backbone", "peers", "dtype")
+_SETTINGS = (*HELP["data"], "init_text", "backbone", "peers", "dtype")
 
 
 def export_best(run: RunDir) -> Path | None:

@@ -87,7 +87,9 @@ def open_prompts(
     with open_alone(config, progress=progress) as (backbone, tokenizer):
         run = partial(run_alone, backbone)
         classes = len(about.class_names)
-        model = PromptTunedModel(backbone, run, about.task, classes, about.config)
+        # How the prompts began does not matter any more: they are replaced at once.
+        trial = replace(about.config, init="normal", deep_init="normal")
+        model = PromptTunedModel(backbone, run, about.task, classes, trial)
         model.load_state_dict(read_weights(folder))
         yield Prompts(about, model, tokenizer, positions(model_folder(config.model)))
 

@@ -142,6 +142,9 @@ def _training(about: About) -> str:
         if field.name in ("lr", "scheduler", "steps", "batch_size")
         or getattr(about.config, field.name) != getattr(default, field.name)
     ]
+    if about.config.init == "text":
+        at = changed.index("init text")
+        changed[at] += f" (`{about.search['init_text']}`)"
     data = about.search.get("train")
     source = "the built-in text of the task" if data is None else f"`{Path(data).name}`"
     return f"""\

@@ -56,6 +56,8 @@ HELP = {
     "each trial": {
         "tuning_mode": "prompts before the input, or deep ones in every block",
         "prompt_length": "trained prompt vectors",
+        "init_text": "what prompts begin with where a config's init is text: words that say the "
+        "task, repeated or cut to the prompt's length",
         "steps": "optimizer steps of a full trial",
         "batch_size": "rows in a step",
         "max_length": "tokens of text in a row, without the prompt",

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig, TuningMode
+from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, Init, TrialConfig, TuningMode
 from tune_app.run.typed import ConfigError, convert, convert_fields, did_you_mean, one_of, read_yaml
 
 __all__ = [
@@ -92,6 +92,7 @@ class SearchConfig:
     request_tokens: int | None = None  # None: as many as Petals' client sends
     tuning_mode: TuningMode = "ptune"
     prompt_length: int = 8
+    init_text: str | None = None  # what prompts of init "text" begin with
     trials: int = 16
     concurrency: int | None = None  # None: from the model, the limits and the machine
     steps: int = 60
@@ -130,6 +131,21 @@ class SearchConfig:
             steps=self.steps,
             seed=self.seed,
         )
+
+    def inits(self) -> tuple[str, ...]:
+        """The values of TrialConfig.init that this search has tokens for."""
+        labels = ("labels",) if self.task == "classification" else ()
+        return ("normal", "vocab", *labels, *(("text",) if self.init_text else ()))
+
+    def check_init(self, init: str) -> str | None:
+        """What keeps a config of this search from that init; None if it can begin so."""
+        if init in self.inits():
+            return None
+        reason = {
+            "text": "needs --init-text, the words to begin with",
+            "labels": f"needs class names, and --task {self.task} has none",
+        }
+        return f"init: {init!r} {reason[init]}; this search has {', '.join(self.inits())}."
 
     def to_yaml(self) -> str:
         """The config as YAML for --config: all keys except those of one call (`ONE_CALL_ONLY`).
@@ -278,6 +294,8 @@ def _check_run(config: SearchConfig) -> list[str]:
             )
         if config.allow_changed_space:
             messages.append("--allow-changed-space: only with --resume.")
+    if config.init_text is not None and not config.init_text.strip():
+        messages.append("--init-text: must hold at least one word, got none.")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         messages.append(f"--out: must be a folder, {str(config.out)!r} is a file.")
     if config.storage is not None and "://" not in config.storage:
@@ -293,7 +311,11 @@ def _check_trial(config: SearchConfig) -> list[str]:
     if config.trial is None:
         return []
     try:
-        messages = TrialConfig.from_dict(config.trial, config.base_trial()).check()
+        trial = TrialConfig.from_dict(config.trial, config.base_trial())
     except ConfigError as error:
         messages = error.messages
+    else:
+        messages = trial.check()
+        if trial.init in get_args(Init) and (message := config.check_init(trial.init)):
+            messages.append(message)
     return [f"trial: {message}" for message in messages]

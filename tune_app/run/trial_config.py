@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from tune_app.run.typed import ConfigError, convert, convert_fields, did_you_mean, one_of
 
 TuningMode = Literal["ptune", "deep_ptune"]
+# How prompts begin: see train/prompt_init.py.
+Init = Literal["normal", "vocab", "text", "labels"]
+DeepInit = Literal["normal", "zero"]
 
 # The names of transformers 4.34's SchedulerType, each with the arguments beyond warmup and length
 # that its schedule takes (a test holds them against transformers, which is slow to import).
@@ -56,7 +59,8 @@ class TrialConfig:
     """One point of the search space: all that one trial trains with.
 
     The defaults are the documented default that every search runs first: AdamW with its own betas
-    and eps, no weight decay, lr 1e-3, linear decay after 100 warmup steps (capped to the run).
+    and eps, no weight decay, lr 1e-3, linear decay after 100 warmup steps (capped to the run), and
+    prompts drawn from normal(0, 1), as Petals and PEFT do.
     """
 
     # AdamW
@@ -79,6 +83,8 @@ class TrialConfig:
     # the prompts, the batches, the length of the run
     tuning_mode: TuningMode = "ptune"
     prompt_length: int = 8
+    init: Init = "normal"
+    deep_init: DeepInit = "normal"  # deep_ptune
     batch_size: int = 8
     steps: int = 100
     max_grad_norm: float | None = None  # None: no clipping, as in the reference setup
@@ -138,6 +144,14 @@ class TrialConfig:
         if self.warmup_ratio is not None:
             rule("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]")
         rule("tuning_mode", self.tuning_mode in ("ptune", "deep_ptune"), "ptune or deep_ptune")
+        inits, deep_inits = get_args(Init), get_args(DeepInit)
+        rule("init", self.init in inits, f"one of {', '.join(inits)}")
+        rule("deep_init", self.deep_init in deep_inits, f"one of {', '.join(deep_inits)}")
+        if self.deep_init != "normal" and self.tuning_mode != "deep_ptune":
+            messages.append(
+                f"deep_init: prompts of tuning_mode {self.tuning_mode!r} have no deep part, got "
+                f"{self.deep_init!r}; leave it out, or use deep_ptune."
+            )
         for name in ("prompt_length", "batch_size", "steps"):
             rule(name, getattr(self, name) >= 1, "1 or more")
         rule("seed", self.seed >= 0, "0 or more")

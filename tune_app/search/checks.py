@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from dataclasses import replace
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -14,7 +15,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, check_search_c
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
 from tune_app.study.space import SearchSpace
-from tune_app.study.yaml_space import load_space
+from tune_app.study.yaml_space import load_space, shipped_spaces
 
 _PEER_TIMEOUT_S = 5.0
 
@@ -27,7 +28,7 @@ def check_everything(config: SearchConfig) -> SearchSpace:
     messages = check_search_config(config)
     space = None
     try:
-        space = load_space(config.space)
+        space = _load_space(config).within(config)
     except ConfigError as error:
         messages += error.messages
     if not any(message.startswith("--model") for message in messages):
@@ -47,6 +48,22 @@ def check_everything(config: SearchConfig) -> SearchSpace:
     return space
 
 
+def _load_space(config: SearchConfig) -> SearchSpace:
+    """The space that the config names.
+
+    Where a run that is resumed began with a space that comes with tune_app, its own copy holds:
+    another version may come with other ranges.
+    """
+    if config.resume is not None and config.space in shipped_spaces():
+        run = RunDir(config.resume)
+        if (
+            run.space_yaml.is_file()
+            and SearchConfig.from_yaml(run.search_yaml).space == config.space
+        ):
+            return replace(load_space(str(run.space_yaml)), name=config.space)
+    return load_space(config.space)
+
+
 # What makes trials of one study comparable.
 _SAME_IN_A_RUN = (
     "task",
@@ -59,6 +76,7 @@ _SAME_IN_A_RUN = (
     "dtype",
     "tuning_mode",
     "prompt_length",
+    "init_text",
     "steps",
     "batch_size",
     "max_length",
@@ -77,7 +95,7 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
         if getattr(before, name) != getattr(config, name)
     ]
     population = _check_same_population(before, config)
-    old_space = load_space(str(run.space_yaml))
+    old_space = load_space(str(run.space_yaml)).within(before)
     messages += [f"--space: {change}." for change in old_space.difference(space)]
     if config.allow_changed_space:
         return population + [

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_config import TrialConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Parameter:
     distribution: BaseDistribution
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prior: Prior | None = None
+    where_possible: tuple[str, ...] = ()  # choices of init that not every search has tokens for
 
     def active(self, values: Mapping[str, Any]) -> bool:
         """Whether the parameter exists beside these values of its parents.
@@ -50,6 +52,18 @@ class Parameter:
         return all(
             parent in values and values[parent] in allowed for parent, allowed in self.when.items()
         )
+
+    def without(self, choices: Collection[Any]) -> Parameter:
+        """The parameter without these of its choices."""
+        from tune_app.study.prior import ChoicePrior
+
+        assert isinstance(self.distribution, CategoricalDistribution)
+        kept = [choice for choice in self.distribution.choices if choice not in choices]
+        prior = self.prior
+        if isinstance(prior, ChoicePrior):
+            weights = {c: weight for c, weight in prior.weights.items() if c in kept}
+            prior = ChoicePrior(weights) if any(weights.values()) else None
+        return replace(self, distribution=CategoricalDistribution(kept), prior=prior)
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         """Asks the trial for a value."""
@@ -163,6 +177,34 @@ class SearchSpace:
             if parameter.active(values):
                 values[parameter.name] = parameter.suggest(trial)
         return None
+
+    def within(self, config: SearchConfig) -> SearchSpace:
+        """The space without those starts of prompts that it lists under `where_possible` and that
+        the search has no tokens for.
+
+        Raises ConfigError where it asks for such a start without leaving that open.
+        """
+        asked = [("fixed", self.fixed.get("init"))]
+        asked += [(f"enqueue[{i}]", entry.get("init")) for i, entry in enumerate(self.enqueue)]
+        parameters = []
+        for parameter in self.parameters:
+            distribution = parameter.distribution
+            if parameter.name == "init" and isinstance(distribution, CategoricalDistribution):
+                asked += [
+                    ("parameters", choice)
+                    for choice in distribution.choices
+                    if choice not in parameter.where_possible
+                ]
+                parameter = parameter.without(set(parameter.where_possible) - set(config.inits()))
+            parameters.append(parameter)
+        messages = [
+            f"--space: {self.name}: {where}.{message}"
+            for where, init in asked
+            if init is not None and (message := config.check_init(init))
+        ]
+        if messages:
+            raise ConfigError(messages)
+        return replace(self, parameters=tuple(parameters))
 
     @property
     def sampled_names(self) -> tuple[str, ...]:

@@ -10,8 +10,10 @@
 Names and bounds are Ray Tune's: `uniform`, `loguniform` (lower, upper); `quniform` (also q; upper
 inclusive); `randint`, `lograndint` (integers, upper EXCLUSIVE); `qrandint` (multiples of q counted
 from lower, upper inclusive unless q is 1); `choice` (categories). `when` names values of other
-parameters, one or a list, all of which must hold; such a parent may itself have a `when`. `prior`
-says where good values are expected (prior.py): {center: 1.0e-2, spread: 3} or weights of choices.
+parameters, one or a list, all of which must hold; such a parent may itself have a `when`. For
+`init`, `where_possible` lists further categories, for searches that have tokens for them
+(`labels`: a classification's class names, `text`: --init-text). `prior` says where good values are
+expected (prior.py): {center: 1.0e-2, spread: 3} or weights of choices.
 """
 
 from __future__ import annotations
@@ -166,6 +168,8 @@ class _Compiler:
             self.complain(f"{where}.space", one_of(kind, _KINDS))
             return None
         keys = ("space", *_KINDS[kind], "when", "prior")
+        if name == "init":
+            keys += ("where_possible",)
         for extra in [k for k in spec if k not in keys]:
             self.complain(
                 f"{where}.{extra}", f"{kind} does not take it.{did_you_mean(extra, keys)}"
@@ -177,6 +181,11 @@ class _Compiler:
         if missing or name not in _TYPES:
             return None
         distribution = self._distribution(name, kind, spec, where)
+        optional: tuple[Any, ...] = ()
+        if isinstance(distribution, CategoricalDistribution) and "where_possible" in spec:
+            added = self._choice(name, spec["where_possible"], where, "where_possible")
+            optional = () if added is None else added.choices
+            distribution = self._choice(name, [*distribution.choices, *optional], where)
         if distribution is None:
             return None
         prior = None
@@ -184,7 +193,7 @@ class _Compiler:
             prior, mistakes = parse_prior(spec["prior"], distribution)
             for mistake in mistakes:
                 self.complain(f"{where}.prior", mistake)
-        return Parameter(name, kind, distribution, when, prior)
+        return Parameter(name, kind, distribution, when, prior, optional)
 
     def _when(self, when: Any, where: str) -> dict[str, tuple[Any, ...]]:
         if when is None:
@@ -236,9 +245,11 @@ class _Compiler:
             return IntDistribution(low, high - exclusive, log=log, step=q or 1)
         return FloatDistribution(low, high, log=log, step=q)
 
-    def _choice(self, name: str, categories: Any, where: str) -> BaseDistribution | None:
+    def _choice(
+        self, name: str, categories: Any, where: str, key: str = "categories"
+    ) -> CategoricalDistribution | None:
         if not isinstance(categories, list) or not categories:
-            self.complain(f"{where}.categories", f"must be a list of values, got {categories!r}.")
+            self.complain(f"{where}.{key}", f"must be a list of values, got {categories!r}.")
             return None
         choices = [
             value
@@ -248,7 +259,7 @@ class _Compiler:
         if len(choices) < len(categories):
             return None
         if len(set(choices)) < len(choices):
-            self.complain(f"{where}.categories", f"must differ from each other, got {choices!r}.")
+            self.complain(f"{where}.{key}", f"must differ from each other, got {choices!r}.")
             return None
         return CategoricalDistribution(choices)
 

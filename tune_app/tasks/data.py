@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tune_app.run.search_config import Task
+from tune_app.tasks.start_tokens import StartTokens
 
 IGNORED = -100  # the label that cross_entropy leaves out, as in Hugging Face's models
 
@@ -77,6 +78,7 @@ class TaskData:
     class_names: tuple[str, ...]  # by class index; empty for causal LM
     notes: list[str]  # what was assumed, dropped or cut: one sentence each, for the user
     fingerprint: str  # sha256; equal only if every trial would see the same tokens and labels
+    start: StartTokens = field(default_factory=StartTokens)
 
 
 @dataclass(frozen=True)

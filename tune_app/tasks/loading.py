@@ -10,6 +10,7 @@ from typing import Any
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.tasks.data import Dataset, TaskData
 from tune_app.tasks.readers import Texts, class_order, read_texts
+from tune_app.tasks.start_tokens import start_tokens
 from tune_app.tasks.stdlib_text import SPLITS, docstring_packages, language_reference_splits
 
 
@@ -61,7 +62,8 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     train, valid, test = (_dataset(splits[split], class_names, pad_id) for split in SPLITS)
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
-    return TaskData(config.task, train, valid, test, class_names, notes, fingerprint)
+    start = start_tokens(splits["train"].tokens, class_names, config.init_text, tokenizer)
+    return TaskData(config.task, train, valid, test, class_names, notes, fingerprint, start)
 
 
 def _built_in(config: SearchConfig) -> dict[str, Texts]:

@@ -112,7 +112,8 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
             terminal.passing(f"step {training.step} of {trial.steps} ...")
             return run_alone(backbone, request)
 
-        model = PromptTunedModel(backbone, run_request, data.task, len(data.class_names), trial)
+        classes = len(data.class_names)
+        model = PromptTunedModel(backbone, run_request, data.task, classes, trial, data.start)
         training = TrainingRun(model, data, trial)
         metric = "accuracy" if data.task == "classification" else "perplexity"
 

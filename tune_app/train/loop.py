@@ -39,7 +39,7 @@ def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) 
 def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
     """Whether a run with exactly this config, its changes included, has written the checkpoint."""
     state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
-    return bool(state["config"] == config.to_dict())
+    return TrialConfig.from_dict(state["config"]) == config
 
 
 class TrainingRun:

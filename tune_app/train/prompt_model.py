@@ -23,6 +23,8 @@ from tune_app.run.search_config import Task, TrialConfig
 from tune_app.run.trial_report import Usage
 from tune_app.tasks import causal_lm, classification
 from tune_app.tasks.data import Batch
+from tune_app.tasks.start_tokens import StartTokens
+from tune_app.train.prompt_init import initial_prompt
 
 # Runs a request through the blocks, alone or packed with those of other trials, and waits for it.
 Runner = Callable[[Request], Answer]
@@ -43,24 +45,39 @@ class PromptTunedModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, run: Runner, task: Task, num_classes: int, config: TrialConfig
+        self,
+        backbone: Backbone,
+        run: Runner,
+        task: Task,
+        num_classes: int,
+        config: TrialConfig,
+        start: StartTokens | None = None,
     ) -> None:
+        """`start`: what prompts of an `init` other than normal begin with."""
         super().__init__()
         self._backbone, self._run, self._task = [backbone], run, task
         self.usage = Usage()
         generator = torch.Generator().manual_seed(config.seed)
         hidden, prompt = backbone.hidden_size, config.prompt_length
-        # float32 whatever the backbone's dtype, and normal(0, 1) as nn.Embedding: as in Petals.
-        self.prompt_embeddings = _normal(prompt, hidden, 1.0, generator, backbone.device)
-        self.intermediate_prompt_embeddings: nn.Parameter | None = None
+
+        def normal(rows: int, columns: int) -> torch.Tensor:
+            return torch.randn(rows, columns, generator=generator).to(backbone.device)
+
+        # float32 whatever the backbone's dtype, as in Petals. All normal values are drawn first and
+        # in this order: so the starts of one seed have the same score head and differ in nothing
+        # but the prompts.
+        normal_PH = normal(prompt, hidden)
+        deep = score = None
         if config.tuning_mode == "deep_ptune":
-            self.intermediate_prompt_embeddings = _normal(
-                prompt, backbone.num_blocks * hidden, 1.0, generator, backbone.device
-            )
-        self.score: nn.Parameter | None = None
+            deep = normal(prompt, backbone.num_blocks * hidden)
+            deep = deep.zero_() if config.deep_init == "zero" else deep
         if task == "classification":
             # 0.02 is the initializer_range of all three families.
-            self.score = _normal(num_classes, hidden, 0.02, generator, backbone.device)
+            score = normal(num_classes, hidden) * 0.02
+        prompt_PH = initial_prompt(normal_PH, config, start or StartTokens(), backbone, generator)
+        self.prompt_embeddings = nn.Parameter(prompt_PH)
+        self.intermediate_prompt_embeddings = None if deep is None else nn.Parameter(deep)
+        self.score = None if score is None else nn.Parameter(score)
 
     @property
     def backbone(self) -> Backbone:
@@ -170,10 +187,3 @@ def _targets(task: Task, batch: Batch) -> int:
     if task == "classification":
         return len(batch.labels)
     return int((batch.labels[:, 1:] != causal_lm.IGNORED).sum())
-
-
-def _normal(
-    rows: int, columns: int, std: float, generator: torch.Generator, device: torch.device
-) -> nn.Parameter:
-    values = torch.randn(rows, columns, generator=generator) * std
-    return nn.Parameter(values.to(device))

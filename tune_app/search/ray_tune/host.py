@@ -211,8 +211,9 @@ class TrialHost:
                 raise _Stop
             return trial.packer.run(request)
 
+        classes = len(data.class_names)
         model = PromptTunedModel(
-            trial.packer.backbone, run_request, data.task, len(data.class_names), job.config
+            trial.packer.backbone, run_request, data.task, classes, job.config, data.start
         )
         run = TrainingRun(model, data, job.config)
         file = job.checkpoint / "state.pt"
