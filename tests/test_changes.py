@@ -21,6 +21,9 @@ SCHEDULES = {
     "cosine_with_restarts": {"num_cycles": 2.0},
     "polynomial": {"power": 2.0, "lr_end": 1e-3},
     "inverse_sqrt": {"timescale": 3},
+    "cosine_with_min_lr": {"min_lr_rate": 0.2},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.2, "warmup_lr_rate": 0.5},
+    "warmup_stable_decay": {"num_decay_steps": 5, "decay_type": "linear"},
     "constant": {},
 }
 

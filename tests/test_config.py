@@ -244,6 +244,11 @@ def test_trial_config_from_dict():
         ({"scheduler": "polynomial", "lr_end": 0.1}, "0 or more and below lr (0.001)"),
         ({"scheduler": "inverse_sqrt", "warmup_steps": 0}, "give warmup_steps of 1 or more"),
         ({"scheduler": "reduce_lr_on_plateau", "factor": 1.0}, "between 0 and 1"),
+        ({"scheduler": "cosine_with_min_lr"}, "min_lr_rate: cosine_with_min_lr needs it"),
+        ({"scheduler": "cosine_warmup_with_min_lr", "min_lr_rate": 1.5}, "must be in [0, 1]"),
+        ({"scheduler": "warmup_stable_decay"}, "num_decay_steps: warmup_stable_decay needs it"),
+        ({"scheduler": "warmup_stable_decay", "num_decay_steps": -1}, "must be 0 or more"),
+        ({"min_lr_ratio": 0.1}, "does not take it (only warmup_stable_decay)"),
     ],
 )
 def test_what_a_trial_refuses(changes, expected):
@@ -262,12 +267,13 @@ def test_schedulers_are_those_of_transformers():
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
-    assert set(SCHEDULER_ARGUMENTS) == {kind.value for kind in SchedulerType}
+    assert set(SCHEDULER_ARGUMENTS) == {kind.value for kind in SchedulerType} - {"greedy"}
     for name, arguments in SCHEDULER_ARGUMENTS.items():
         if name != "reduce_lr_on_plateau":  # torch's own class has its arguments
             code = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)].__code__
             assert set(arguments) == set(code.co_varnames[: code.co_argcount]) - {
                 "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch",
+                "min_lr", "num_stable_steps",  # each another way to say what is there
             }  # fmt: skip
 
 

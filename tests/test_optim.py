@@ -15,7 +15,14 @@ from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.train.optim import build_optimizer, build_scheduler
 
 STEPS = 37
-NAMES = [scheduler.value for scheduler in SchedulerType]
+# All but greedy, whose step wants a loss each time.
+NAMES = [scheduler.value for scheduler in SchedulerType if scheduler != SchedulerType.GREEDY]
+# What transformers has no default for.
+REQUIRED = {
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 0},
+}
 
 
 def parameters(*flags: bool) -> list[torch.nn.Parameter]:
@@ -43,6 +50,7 @@ def theirs(build, losses=None, lr=0.01) -> list[float]:
 
 
 def config_of(name: str, **values) -> TrialConfig:
+    values = REQUIRED.get(name, {}) | values
     config = TrialConfig(lr=0.01, scheduler=name, steps=STEPS, **values)
     assert config.check() == []
     return config
@@ -50,7 +58,7 @@ def config_of(name: str, **values) -> TrialConfig:
 
 def test_every_name_of_transformers_is_known():
     assert sorted(NAMES) == sorted(SCHEDULER_ARGUMENTS)
-    assert len(NAMES) == 8
+    assert len(NAMES) == 11
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +72,9 @@ def test_learning_rates_are_those_of_get_scheduler(name, warmup, steps):
     losses = [max(1.0, 3 - i / 5) for i in range(STEPS)] if "plateau" in name else None
     # transformers' polynomial divides by 0 after the last step where all of the run is warmup
     length = STEPS + 1 if steps == STEPS else STEPS
-    expected = theirs(lambda optimizer: get_scheduler(name, optimizer, steps, length), losses)
+    expected = theirs(
+        lambda optimizer: get_scheduler(name, optimizer, steps, length, REQUIRED.get(name)), losses
+    )
     assert ours(config_of(name, **warmup), losses) == expected
     if name != "constant":
         assert len(set(expected)) > 1
@@ -88,6 +98,24 @@ OWN_ARGUMENTS = {
         {"power": 2.0, "lr_end": 0.001},
     ),
     "inverse_sqrt": ("get_inverse_sqrt_schedule", {"timescale": 7}),
+    "cosine_with_min_lr": (
+        "get_cosine_with_min_lr_schedule_with_warmup",
+        {"num_cycles": 1.5, "min_lr_rate": 0.3},
+    ),
+    "cosine_warmup_with_min_lr": (
+        "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+        {"num_cycles": 1.5, "min_lr_rate": 0.3, "warmup_lr_rate": 0.2},
+    ),
+    "warmup_stable_decay": (
+        "get_wsd_schedule",
+        {
+            "num_decay_steps": 10,
+            "warmup_type": "cosine",
+            "decay_type": "1-sqrt",
+            "min_lr_ratio": 0.2,
+            "num_cycles": 1.5,
+        },
+    ),
 }
 
 
@@ -118,10 +146,26 @@ def test_own_arguments_reach_reduce_lr_on_plateau():
     assert rates[4:8] == [0.005, 0.005, 0.005, 0.0025]
 
 
+def test_warmup_stable_decay_is_written_out_once():
+    """10 steps up, then level, and the last 12 down to a tenth."""
+    decays = {"num_decay_steps": 12, "decay_type": "linear", "min_lr_ratio": 0.1}
+    rates = ours(config_of("warmup_stable_decay", warmup_steps=10, **decays))
+    up = [0.01 * (0.1 + 0.9 * i / 10) for i in range(10)]
+    down = [0.01 * (0.1 + 0.9 * (1 - i / 12)) for i in range(12)]
+    assert rates == pytest.approx([*up, *[0.01] * (STEPS - 22), *down])
+
+
+def test_the_decay_is_at_most_what_the_warmup_leaves():
+    rates = ours(config_of("warmup_stable_decay", warmup_steps=30, num_decay_steps=20))
+    assert rates == ours(config_of("warmup_stable_decay", warmup_steps=30, num_decay_steps=7))
+    assert rates[30] == 0.01
+    assert rates.count(0.01) == 1
+
+
 @pytest.mark.parametrize("steps", [7, 10, 33, 100, 401])
-@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.06, 0.07, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.06, 0.07, 0.1, 0.5])
 def test_a_warmup_ratio_is_rounded_as_in_transformers(steps, ratio, tmp_path):
-    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_ratio=ratio, use_cpu=True)
+    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_steps=ratio, use_cpu=True)
     config = TrialConfig(steps=steps, warmup_ratio=ratio)
     assert config.num_warmup_steps() == arguments.get_warmup_steps(steps)
 

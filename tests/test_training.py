@@ -187,6 +187,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tiny, tiny_data, sche
     )
     if scheduler == "reduce_lr_on_plateau":
         config = replace(config, patience=0, factor=0.5, lr=0.3)
+    elif scheduler == "warmup_stable_decay":
+        config = replace(config, num_decay_steps=4)
+    elif "min_lr" in scheduler:
+        config = replace(config, min_lr_rate=0.1)
     whole, states = [], []
     run = make_run(tiny, tiny_data[task], config)
 

@@ -14,8 +14,12 @@ TuningMode = Literal["ptune", "deep_ptune"]
 Init = Literal["normal", "vocab", "text", "labels"]
 DeepInit = Literal["normal", "zero"]
 
-# The names of transformers 4.34's SchedulerType, each with the arguments beyond warmup and length
-# that its schedule takes (a test holds them against transformers, which is slow to import).
+CurveType = Literal["linear", "cosine", "1-sqrt"]
+
+# The names of transformers' SchedulerType, each with the arguments beyond warmup and length that
+# its schedule takes (a test compares them with transformers, which is slow to import). Left out is
+# greedy, which wants a loss at every step, and where there are two ways to say a thing, one of
+# them: min_lr (min_lr_rate, which holds for every lr) and num_stable_steps (what is left of a run).
 SCHEDULER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "cosine": ("num_cycles",),
@@ -25,9 +29,23 @@ SCHEDULER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "constant_with_warmup": (),
     "inverse_sqrt": ("timescale",),
     "reduce_lr_on_plateau": ("factor", "patience"),
+    "cosine_with_min_lr": ("num_cycles", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("num_cycles", "min_lr_rate", "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        *("num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"),
+    ),
+}
+# Arguments for which transformers has no default.
+_REQUIRED = {
+    "cosine_with_min_lr": "min_lr_rate",
+    "cosine_warmup_with_min_lr": "min_lr_rate",
+    "warmup_stable_decay": "num_decay_steps",
 }
 SCHEDULERS_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
-_ARGUMENT_NAMES = ("num_cycles", "power", "lr_end", "timescale", "factor", "patience")
+_ARGUMENT_NAMES = (
+    *("num_cycles", "power", "lr_end", "timescale", "factor", "patience", "min_lr_rate"),
+    *("warmup_lr_rate", "num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio"),
+)
 # What may change while a trial trains: neither shapes nor the data's order depend on it, nor what
 # AdamW keeps (amsgrad has a moment of its own).
 CHANGEABLE = (
@@ -74,12 +92,20 @@ class TrialConfig:
     scheduler: str = "linear"
     warmup_steps: int = 100
     warmup_ratio: float | None = None  # of `steps`; wins over warmup_steps
-    num_cycles: float | None = None  # cosine (0.5 = half a wave), cosine_with_restarts (whole)
+    num_cycles: float | None = None  # of cosines (0.5 = half a wave; with_restarts: whole)
     power: float | None = None  # polynomial
     lr_end: float | None = None  # polynomial
     timescale: int | None = None  # inverse_sqrt
     factor: float | None = None  # reduce_lr_on_plateau
     patience: int | None = None  # reduce_lr_on_plateau, in evaluations
+    min_lr_rate: float | None = None  # cosine*_with_min_lr: where it ends, as a share of lr
+    warmup_lr_rate: float | None = None  # cosine_warmup_with_min_lr: where it begins, likewise
+    # warmup_stable_decay: how long it falls, at most for all that the warmup leaves; the curves up
+    # and down; where it ends, as a share of lr
+    num_decay_steps: int | None = None
+    warmup_type: CurveType | None = None
+    decay_type: CurveType | None = None
+    min_lr_ratio: float | None = None
     # the prompts, the batches, the length of the run
     tuning_mode: TuningMode = "ptune"
     prompt_length: int = 8
@@ -184,6 +210,11 @@ class TrialConfig:
                 f"{name}: scheduler {self.scheduler!r} does not take it "
                 f"(only {', '.join(takers)}), got {getattr(self, name)!r}."
             )
+        required = _REQUIRED.get(self.scheduler)
+        if required is not None and getattr(self, required) is None:
+            messages.append(
+                f"{required}: {self.scheduler} needs it, since transformers has no default for it."
+            )
         if messages:
             return messages
 
@@ -195,10 +226,10 @@ class TrialConfig:
 
         if self.num_cycles is not None:
             whole = self.num_cycles.is_integer() and self.num_cycles >= 1
-            if self.scheduler == "cosine":
-                rule("num_cycles", self.num_cycles > 0, "above 0")
-            else:
+            if self.scheduler == "cosine_with_restarts":
                 rule("num_cycles", whole, "a whole number, 1 or more,")
+            else:
+                rule("num_cycles", self.num_cycles > 0, "above 0")
         if self.power is not None:
             rule("power", self.power > 0, "above 0")
         if self.lr_end is not None:
@@ -215,6 +246,11 @@ class TrialConfig:
             rule("factor", 0 < self.factor < 1, "between 0 and 1")
         if self.patience is not None:
             rule("patience", self.patience >= 0, "0 or more")
+        for name in ("min_lr_rate", "warmup_lr_rate", "min_lr_ratio"):
+            if (share := getattr(self, name)) is not None:
+                rule(name, 0 <= share <= 1, "in [0, 1]")
+        if self.num_decay_steps is not None:
+            rule("num_decay_steps", self.num_decay_steps >= 0, "0 or more")
         return messages
 
     def num_warmup_steps(self) -> int:

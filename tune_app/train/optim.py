@@ -7,8 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer_utils import SchedulerType
 
 from tune_app.run.search_config import SCHEDULER_ARGUMENTS, TrialConfig
 
@@ -39,28 +37,19 @@ def build_optimizer(
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrialConfig
 ) -> LRScheduler | ReduceLROnPlateau:
-    """The schedule of `config.scheduler` over `config.steps` steps.
-
-    `get_scheduler` of transformers 4.34 passes on neither num_cycles nor power, so a schedule with
-    arguments of its own is built by the function that get_scheduler would call.
-    """
+    """The schedule of `config.scheduler` over `config.steps` steps."""
     own = {
         name: value
         for name in SCHEDULER_ARGUMENTS[config.scheduler]
         if (value := getattr(config, name)) is not None
     }
-    if config.scheduler == "reduce_lr_on_plateau":
-        return ReduceLROnPlateau(optimizer, **own)
     warmup = config.num_warmup_steps()
+    if "num_decay_steps" in own:  # it would begin before the warmup ends
+        own["num_decay_steps"] = min(own["num_decay_steps"], config.steps - warmup)
     # A warmup over the whole run leaves nothing to decay over, and polynomial divides by its length
     # after the last step. One more step changes no learning rate that is used.
     length = max(config.steps, warmup + 1)
-    if not own:
-        return get_scheduler(config.scheduler, optimizer, warmup, length)
-    build = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(config.scheduler)]
-    if config.scheduler == "inverse_sqrt":
-        return build(optimizer, warmup, **own)
-    return build(optimizer, warmup, length, **own)
+    return get_scheduler(config.scheduler, optimizer, warmup, length, own)
 
 
 def change(
