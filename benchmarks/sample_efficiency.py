@@ -8,7 +8,9 @@ many seeds:
     random          random configs, every trial to its end
     TPE             Optuna's TPE, every trial to its end
     random+ASHA     random configs, bad trials stopped early
-    TPE+ASHA        what tune_app does by default
+    TPE+ASHA        what tune_app does by default, without a prior
+    +prior          the same with the default space's prior for the learning rate
+    +wrong prior    the same with a prior that is centred two decades too low
     random+oracle   random configs, stopped by one who knows how each trial would end
     TPE+oracle      the same with TPE, which is told at once how they would have ended
 
@@ -49,6 +51,7 @@ from tune_app.search.concurrency import trials_at_once
 from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.tuning import build_trial_scheduler
 from tune_app.search.study_trials import StudyTrials
+from tune_app.study.prior import NumberPrior, PriorSampler
 from tune_app.study.samplers import build_sampler
 from tune_app.study.yaml_space import load_space
 
@@ -62,11 +65,28 @@ parameters:
   warmup_steps: {space: qrandint, lower: 0, upper: 40, q: 10}
 """
 LR_PER_DECADE = 6
+PRIOR = NumberPrior(1e-2, 3.0)  # of search_spaces/default.yaml
+WRONG_PRIOR = NumberPrior(1e-4, 3.0)
+
+
+@dataclass(frozen=True)
+class Arm:
+    sampler: str
+    scheduler: str
+    prior: NumberPrior | None = None
+
+    def build_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        sampler = build_sampler(self.sampler, seed)
+        return PriorSampler(sampler, {"lr": self.prior}, seed) if self.prior else sampler
+
+
 ARMS = {
-    "random": ("random", "none"),
-    "TPE": ("tpe", "none"),
-    "random+ASHA": ("random", "asha"),
-    "TPE+ASHA": ("tpe", "asha"),
+    "random": Arm("random", "none"),
+    "TPE": Arm("tpe", "none"),
+    "random+ASHA": Arm("random", "asha"),
+    "TPE+ASHA": Arm("tpe", "asha"),
+    "TPE+ASHA+prior": Arm("tpe", "asha", PRIOR),
+    "TPE+ASHA+wrong prior": Arm("tpe", "asha", WRONG_PRIOR),
 }
 LIMITS = """\
 Every search runs the documented default first. `random / it` compares medians.
@@ -82,7 +102,7 @@ What limits the figure:
 - The best lie close together, in learning rate and schedule, where TPE explores by chance.
 
 What was tried, and a second task: [../README.md](../README.md#how-few-tokens-a-search-needs)."""
-ORACLE_ARMS = {"random+oracle": ("random", "none"), "TPE+oracle": ("tpe", "none")}
+ORACLE_ARMS = {"random+oracle": Arm("random", "none"), "TPE+oracle": Arm("tpe", "none")}
 
 Key = tuple[float, str, int]
 Curve = list[tuple[float, int]]  # (objective, tokens so far) at each evaluation
@@ -185,17 +205,15 @@ class Seen:
     best_of_first: float  # the least of its first TRIALS trials
 
 
-def search(
-    sampler: str, scheduler: str, seed: int, curves: dict[Key, Curve], budget: int
-) -> list[Seen]:
+def search(arm: Arm, seed: int, curves: dict[Key, Curve], budget: int) -> list[Seen]:
     """One search until `budget` tokens: what it knows after each evaluation."""
     config = SearchConfig(steps=STEPS, batch_size=BATCH, seed=seed)
     space, study = load_space(str(RESULTS / "space.yaml")), optuna.create_study()
     for first in space.first_trials(config.base_trial(), None):
         first.enqueue(study)
-    study.sampler = build_sampler(sampler, seed)
+    study.sampler = arm.build_sampler(seed)
     study_trials = StudyTrials(study, space, config.base_trial(), RunDir("."), stop=lambda: False)
-    stopper = build_trial_scheduler(scheduler, STEPS)
+    stopper = build_trial_scheduler(arm.scheduler, STEPS)
     stopper.set_search_properties(OBJECTIVE, "min")
     running: deque[tuple[StubTrial, Curve, int]] = deque()
     spent, trace = 0, []
@@ -281,8 +299,8 @@ def main() -> None:
     full = max(curve[-1][1] for curve in curves.values())
     budget = TRIALS * full
 
-    def run(arm: tuple[str, str], curves: dict[Key, Curve]) -> list[list[Seen]]:
-        return [search(*arm, seed, curves, 2 * budget) for seed in range(args.seeds)]
+    def run(arm: Arm, curves: dict[Key, Curve]) -> list[list[Seen]]:
+        return [search(arm, seed, curves, 2 * budget) for seed in range(args.seeds)]
 
     arms = {name: run(arm, curves) for name, arm in ARMS.items()}
     # A loss that half of the random searches do reach; a mean of two losses may be nobody's.

@@ -78,7 +78,7 @@ def space(tmp_path: Path):
     return load_space(str(file))
 
 
-def test_half_of_the_first_trials_come_from_the_prior_and_fewer_later(space) -> None:
+def test_a_third_of_the_first_trials_come_from_the_prior_and_fewer_later(space) -> None:
     seeds, trials = 40, 32
     from_prior = np.zeros(trials)
     for seed in range(seeds):
@@ -88,7 +88,7 @@ def test_half_of_the_first_trials_come_from_the_prior_and_fewer_later(space) -> 
         for number in range(trials):
             study.ask()
             from_prior[number] += sampler.draws_from_prior(study, study.trials[-1]) / seeds
-    assert from_prior[:8].mean() == pytest.approx(0.5, abs=0.08)
+    assert from_prior[:8].mean() == pytest.approx(1 / 3, abs=0.08)
     assert from_prior[24:].mean() == pytest.approx(share(28), abs=0.06)
 
 
@@ -96,7 +96,7 @@ def test_half_of_the_first_trials_come_from_the_prior_and_fewer_later(space) -> 
 def test_every_sampler_begins_near_the_prior_and_stays_within_the_space(space, name: str) -> None:
     parameters = sampled(with_priors(build_sampler(name, 3), space, 3), space, 16)
     values = [params["lr"] for params in parameters]
-    assert sum(3e-3 < value < 3e-2 for value in values) >= 5
+    assert sum(3e-3 < value < 3e-2 for value in values) >= 4
     assert all(1e-4 <= value <= 1e-1 for value in values)
 
 

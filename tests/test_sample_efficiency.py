@@ -11,6 +11,7 @@ import pytest
 from benchmarks.sample_efficiency import (
     AT_ONCE,
     LR_PER_DECADE,
+    Arm,
     Curve,
     Key,
     Seen,
@@ -45,12 +46,12 @@ def curves() -> dict[Key, Curve]:
 def test_the_documented_default_is_the_first_trial(curves: dict[Key, Curve]) -> None:
     curves = {key: [(9.0, tokens) for _, tokens in curve] for key, curve in curves.items()}
     curves[(1e-3, "linear", 50)][0] = (1.0, 100)
-    first, *_ = search("random", "none", 0, curves, FULL)
+    first, *_ = search(Arm("random", "none"), 0, curves, FULL)
     assert first == Seen(best=1.0, tokens=100, best_of_first=1.0)
 
 
 def test_without_stopping_every_trial_is_paid_in_full(curves: dict[Key, Curve]) -> None:
-    trace = search("random", "none", 0, curves, AT_ONCE * FULL)
+    trace = search(Arm("random", "none"), 0, curves, AT_ONCE * FULL)
     assert len(trace) == 5 * AT_ONCE
     assert trace[-1].tokens == AT_ONCE * FULL
     assert [seen.best for seen in trace] == sorted((seen.best for seen in trace), reverse=True)
@@ -61,7 +62,7 @@ def test_the_oracle_pays_one_evaluation_of_what_misses(curves: dict[Key, Curve])
     assert known[(0.01, "linear", 0)] == curves[(0.01, "linear", 0)]
     assert known[(0.001, "linear", 0)] == [(pytest.approx(1.0), 100)]
     with_oracle, without = (
-        tokens_to(search("random", "none", 2, known_to, 60 * FULL), 0.1, 60 * FULL)
+        tokens_to(search(Arm("random", "none"), 2, known_to, 60 * FULL), 0.1, 60 * FULL)
         for known_to in (known, curves)
     )
     assert with_oracle < without < 60 * FULL
