@@ -1,8 +1,7 @@
-"""One contract for all backbones: the numbers of Petals' own classes and of Hugging Face's models.
+"""One contract for all backbones: the numbers of Hugging Face's whole models.
 
 Each family is served by one real private swarm; references are computed by code that shares nothing
-with tune_app: Petals' `AutoDistributedModelFor…` on the same swarm, and plain transformers models
-that see one unpadded row at a time.
+with tune_app: plain transformers models that see one unpadded row at a time.
 """
 
 from __future__ import annotations
@@ -74,46 +73,6 @@ def backbone(request, folder):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="module")
-def petals_models(folder, served):
-    """A function (task, tuning mode) -> Petals' own model, closed in order at the end."""
-    import tune_app.petals_compat  # noqa: F401, I001
-    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
-    from petals import (
-        AutoDistributedModelForCausalLM,
-        AutoDistributedModelForSequenceClassification,
-    )
-
-    opened = {}
-
-    def open_model(task: str, mode: str):
-        if (task, mode) in opened:
-            return opened[task, mode]
-        by_task = {
-            "causal-lm": AutoDistributedModelForCausalLM,
-            "classification": AutoDistributedModelForSequenceClassification,
-        }
-        model = by_task[task].from_pretrained(
-            str(folder),
-            initial_peers=served.peers,
-            dht_prefix=served.dht_prefix,
-            torch_dtype=torch.float32,
-            tuning_mode=mode,
-            pre_seq_len=PROMPT,
-            num_labels=CLASSES,
-            max_retries=2,
-        )
-        opened[task, mode] = model
-        return model
-
-    yield open_model
-    for model in opened.values():
-        manager = model.transformer.h.sequence_manager
-        manager.shutdown()
-        RemoteExpertWorker.run_coroutine(manager.state.p2p.shutdown())
-        manager.dht.shutdown()
-
-
 def assert_same(trial, loss, prompt, deep, score):
     """Loss and gradients of our trial (backward done) against a reference's."""
     relative = 1e-10 if trial.loss.dtype == torch.float64 else 1e-5
@@ -151,27 +110,6 @@ def trial(backbone, task, mode):
     return trial
 
 
-@pytest.mark.swarm
-def test_same_loss_and_gradients_as_petals_own_classes(trial, task, mode, petals_models):
-    model, ours = petals_models(task, mode), trial.model
-    # The other parameters of Petals' classes are frozen, but for an unused head.
-    embeddings = model.transformer.prompt_embeddings.weight
-    deep = score = None
-    with torch.no_grad():
-        embeddings.copy_(ours.prompt_embeddings)
-        if mode == "deep_ptune":
-            deep = model.transformer.intermediate_prompt_embeddings.weight
-            deep.copy_(ours.intermediate_prompt_embeddings)
-        if task == "classification":
-            score = model.score.weight
-            score.copy_(ours.score)
-    model.zero_grad()
-    loss = model(trial.batch.tokens_BT, labels=trial.batch.labels).loss
-    loss.backward()
-    grads = [None if weight is None else weight.grad for weight in (embeddings, deep, score)]
-    assert_same(trial, loss.detach(), *grads)
-
-
 def test_same_loss_and_gradients_as_hugging_face(trial, task, folder):
     assert_same(trial, *hugging_face_reference(trial, task, folder))
 
@@ -192,10 +130,10 @@ def hugging_face_reference(trial, task, folder):
     prompt = leaf["prompt_embeddings"]
     deep, score = leaf.get("intermediate_prompt_embeddings"), leaf.get("score")
     if task == "causal-lm":
-        model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=trial.loss.dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=trial.loss.dtype)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=CLASSES, torch_dtype=trial.loss.dtype
+            folder, num_labels=CLASSES, dtype=trial.loss.dtype
         )
     model.eval().requires_grad_(False)
     base = model.base_model

@@ -1,7 +1,7 @@
-"""Random models of a few kilobytes, of every family that Petals serves, for tests.
+"""Random models of a few kilobytes, for tests.
 
 Not for quality: deterministic weights, drawn wide enough that two layers or two tokens never look
-alike, in the layout of the published checkpoints (which is what Petals reads).
+alike, in the layout of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def write_tiny_model(
         torch.manual_seed(seed)
         config.initializer_range = 0.2
         model = model_class(config).eval()
-    # BLOOM's published checkpoints hold the headless model (keys `h.…`), as Petals expects.
+    # BLOOM's published checkpoints hold the headless model (keys `h.…`).
     stored = model.transformer if family == "bloom" else model
-    stored.save_pretrained(folder, safe_serialization=True)
+    stored.save_pretrained(folder)
     config.architectures = [model_class.__name__]
     config.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

@@ -1,21 +1,31 @@
-"""Makes petals 2.2.0.post1 import on hivemind 1.1.12; import this module before petals.
+"""Makes petals 2.2.0.post1 run, unchanged, on hivemind 1.1.12 and transformers 5.
 
-Since 1.1.11 hivemind no longer re-exports, at its top level, 17 names that petals imports from
-there. All of them still exist one level down, so they are put back. Needed once in every process
-that imports petals. Touches no network.
+Import this module before petals, once in every process. Touches no network.
+
+Since 1.1.11 hivemind no longer re-exports, at its top level, names that petals imports from there.
+All of them still exist one level down, so they are put back.
+
+Petals' own model classes, its loading of weights, its LoRA adapters and its measuring of throughput
+are written for the transformers of 2023. Nothing else in petals knows a model: routing, autograd,
+task pools and caches pass tensors on. So these four are replaced by stand-ins before petals looks
+for them, and so is tensor_parallel, of which only a base class is used. Blocks and ends of models
+are those of `models/parts.py`; `serve/server.py` gives them to Petals' server.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
+import sys
+from contextlib import nullcontext
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
-# What these libraries print while importing is no news to the user of a pinned set of versions.
+import torch
+
 # hivemind reads its level once, at import: whoever wants more sets the variable.
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
-os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
-warnings.filterwarnings("ignore", message=r".*_register_pytree_node.*")
+os.environ["PETALS_IGNORE_DEPENDENCY_VERSION"] = "1"  # it asserts transformers < 4.35
 
 _HOMES = {
     "hivemind.compression": (
@@ -36,7 +46,45 @@ _HOMES = {
     ),
 }
 
-_hivemind = import_module("hivemind")
-for _module, _names in _HOMES.items():
-    for _name in _names:
-        setattr(_hivemind, _name, getattr(import_module(_module), _name))
+
+class TensorParallel(torch.nn.Module):
+    """Base class of what Petals' server takes for a block.
+
+    It asks such a module for `devices`, `output_device_index` and `module_shards`.
+    """
+
+
+def _replaced(*_args: Any, **_kwargs: Any) -> None:
+    raise NotImplementedError("this part of petals is replaced by tune_app")
+
+
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "petals.models": {},
+    "petals.utils.peft": {"using_adapter": lambda _name: nullcontext()},
+    "petals.server.from_pretrained": {"load_pretrained_block": _replaced},
+    "petals.server.block_utils": {
+        "get_block_size": _replaced,
+        "resolve_block_dtype": lambda _config, dtype: dtype,
+    },
+    "petals.server.throughput": {
+        "get_dtype_name": lambda dtype, _quant_type: str(dtype),
+        "get_server_throughput": _replaced,
+    },
+    "tensor_parallel": {"TensorParallel": TensorParallel},
+    "tensor_parallel.tensor_parallel": {"PerDeviceTensors": tuple},
+    "tensor_parallel.slicing_configs": {"get_bloom_config": _replaced},
+}
+
+
+def _prepare() -> None:
+    hivemind = import_module("hivemind")
+    for module, names in _HOMES.items():
+        for name in names:
+            setattr(hivemind, name, getattr(import_module(module), name))
+    for name, content in _STAND_INS.items():
+        stand_in = ModuleType(name, "Replaced by tune_app.petals_compat.")
+        vars(stand_in).update(content)
+        sys.modules[name] = stand_in
+
+
+_prepare()

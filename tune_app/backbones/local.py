@@ -8,22 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from tune_app.backbones.protocol import PackLimits, Traffic
+from tune_app.models.parts import Head, blocks_of, load_whole
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5
 # More tokens than this in one pack gain nothing: kernels are saturated well before.
 _MOST_TOKENS, _MOST_TOKENS_CUDA = 4096, 65536
-# Numbers kept for the backward pass, per token, block and unit of the hidden size, attention
-# matrices apart. 17 is Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 (34
-# bytes in half precision); transformers' BLOOM keeps every step of its gelu, four times as wide.
-_ACTIVATIONS = {"llama": 17, "falcon": 17, "bloom": 35}
+# Positions of the two rows on which it is measured what a pass keeps.
+_SHORT, _LONG = 16, 48
+
+
+class _DeepPrompts(threading.local):
+    """What the hooks of this thread's pass add to the inputs of blocks."""
+
+    LBPH: torch.Tensor | None = None
 
 
 class LocalBackbone:
-    """Backbone over `AutoModelForCausalLM.from_pretrained(model)`; see the protocol."""
+    """Backbone over the whole model of transformers; see the protocol.
+
+    Raises ConfigError where the folder has no model that can be used.
+    """
 
     def __init__(
         self, model: str | Path, *, device: str, dtype: str, memory_share: float = 1.0
@@ -31,34 +38,31 @@ class LocalBackbone:
         """`memory_share` of the machine's free memory is for this one of several hosts; a GPU has
         one host."""
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
-        self._model = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=self.dtype)
-        self._model.to(self.device).eval().requires_grad_(False)
-        base = self._model.base_model
-        layers = base.layers if hasattr(base, "layers") else base.h
+        self._model = load_whole(model, self.dtype).to(self.device)
+        self._head = Head(self._model)
+        self._deep = _DeepPrompts()
+        layers = blocks_of(self._model)
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(self._deep_prompt_hook(index))
-        self.hidden_size = self._model.config.hidden_size
+        self.hidden_size = self._model.config.get_text_config().hidden_size
         self.num_blocks = len(layers)
         self.traffic = Traffic()
         self._memory_share = memory_share
         self.limits = self._limits()
-        self._deep_LBPH: torch.Tensor | None = None
-        self._lock = threading.Lock()  # the hooks read what blocks() was called with
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         return self._model.get_input_embeddings()(tokens_BT)
 
     def blocks(self, embeds_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None) -> torch.Tensor:
-        with self._lock:
-            self._deep_LBPH = deep_LBPH
-            try:
-                out = self._model.base_model(inputs_embeds=embeds_BSH, use_cache=False)
-            finally:
-                self._deep_LBPH = None
+        self._deep.LBPH = deep_LBPH
+        try:
+            out = self._model.base_model(inputs_embeds=embeds_BSH, use_cache=False)
+        finally:
+            self._deep.LBPH = None
         return out.last_hidden_state
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        return self._model.get_output_embeddings()(hidden_BTH)
+        return self._head(hidden_BTH)
 
     def health(self) -> None:
         return None
@@ -68,33 +72,53 @@ class LocalBackbone:
 
     def _deep_prompt_hook(self, index: int) -> Callable[[Any, Any], Any]:
         def add_deep_prompt(module: Any, args: Any) -> Any:
-            if self._deep_LBPH is None:
+            if self._deep.LBPH is None:
                 return None
-            hidden_BSH, deep_BPH = args[0], self._deep_LBPH[index]
+            hidden_BSH, deep_BPH = args[0], self._deep.LBPH[index]
             prefix = hidden_BSH[:, : deep_BPH.shape[1]] + deep_BPH
             return (torch.cat([prefix, hidden_BSH[:, deep_BPH.shape[1] :]], dim=1), *args[1:])
 
         return add_deep_prompt
 
     def _limits(self) -> PackLimits:
-        """So large that the activations kept for the backward pass fit into the memory bound.
+        """So large that what a pass keeps for its backward pass fits into the memory bound.
 
-        For each token `_ACTIVATIONS` times the hidden size in each block, and the logits thrice;
-        for each pair of positions, head and block the attention's softmax, which transformers
-        computes in float32, and its copy in the dtype of the model where that is another one.
+        What the blocks keep is seen on two short rows: it has a part that grows with positions, and
+        one that grows with pairs of positions where attention keeps its matrices or masks. To this
+        come the logits, thrice.
         """
-        config, item = self._model.config, self.dtype.itemsize
-        width = _ACTIVATIONS.get(config.model_type, _ACTIVATIONS["llama"]) * self.hidden_size
-        per_token = item * (width * self.num_blocks + 3 * config.vocab_size)
-        per_pair = (4 + item * (item != 4)) * config.num_attention_heads * self.num_blocks
+        short, long = self._kept_bytes(_SHORT), self._kept_bytes(_LONG)
+        per_pair = max(0, (long / _LONG - short / _SHORT) / (_LONG - _SHORT))
+        per_token = long / _LONG - per_pair * _LONG
+        per_token += 3 * self.dtype.itemsize * self._model.config.get_text_config().vocab_size
         budget = int(self._free_bytes() * _ACTIVATION_SHARE)
         most = _MOST_TOKENS_CUDA if self.device.type == "cuda" else _MOST_TOKENS
-        tokens = min(most, budget // 2 // per_token)
-        return PackLimits(
-            tokens_per_pack=tokens,
-            packs_in_flight=1,
-            pairs_per_pack=(budget - tokens * per_token) // per_pair,
-        )
+        tokens = min(most, int(budget / 2 / per_token))
+        pairs = None if per_pair < 1 else int((budget - tokens * per_token) / per_pair)
+        return PackLimits(tokens_per_pack=tokens, packs_in_flight=1, pairs_per_pack=pairs)
+
+    def _kept_bytes(self, positions: int) -> int:
+        """Bytes that the blocks keep of one row for the backward pass, weights apart."""
+        parts = [*self._model.parameters(), *self._model.buffers()]
+        weights = {tensor.untyped_storage().data_ptr() for tensor in parts}
+        kept: dict[int, int] = {}
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        tokens_BT = torch.arange(positions, device=self.device)[None] % vocabulary
+        embeds_BSH = self.embed(tokens_BT).detach().requires_grad_()
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        ):
+            hidden_BSH = self.blocks(embeds_BSH, None)
+        del hidden_BSH  # not before: what is freed is counted under an address that is used again
+        return sum(kept.values())
 
     def _free_bytes(self) -> int:
         if self.device.type == "cuda":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 
 import tune_app.petals_compat  # noqa: F401
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
-from petals import AutoDistributedModelForCausalLM
+from petals import ClientConfig, RemoteSequential
 from petals.client import sequential_autograd
 
 from tune_app.backbones.protocol import (
@@ -26,6 +28,8 @@ from tune_app.backbones.protocol import (
     SwarmHealth,
     Traffic,
 )
+from tune_app.models.parts import Ends, load_ends
+from tune_app.serve.checks import dht_prefix_of
 from tune_app.serve.connection import PETALS_REQUEST_TOKENS
 
 # Petals waits for ever and asks for new servers once a minute; a search should rather go on with
@@ -49,8 +53,13 @@ _FAR_PACKS = 4  # in flight: 16 trials at 100 ms take 26 s with 2, 22 with 4, 24
 _MOST_REQUESTS = 8  # of a pack that is cut for that: each is a pass of its own for the server
 
 
+@dataclass
+class _Config(ClientConfig):
+    num_hidden_layers: int = 0
+
+
 class SwarmBackbone:
-    """Backbone over `AutoDistributedModelForCausalLM`; see the protocol.
+    """Backbone over Petals' `RemoteSequential`; see the protocol.
 
     Raises BackboneUnavailable where the peers do not answer or do not serve every block.
     """
@@ -67,22 +76,23 @@ class SwarmBackbone:
         """`request_tokens` is what the servers take in one request, since no server tells it; for
         all clients of this process. None: PETALS_REQUEST_TOKENS."""
         self.dtype, self.device = getattr(torch, dtype), torch.device("cpu")
+        self._model = load_ends(model, self.dtype)
+        self._ends = Ends(self._model)
+        config = self._model.config.get_text_config()
+        self.hidden_size, self.num_blocks = config.hidden_size, config.num_hidden_layers
+        self._prefix = dht_prefix or dht_prefix_of(model)
         try:
-            self._model = AutoDistributedModelForCausalLM.from_pretrained(
-                str(model),
-                initial_peers=list(peers),
-                dht_prefix=dht_prefix,
-                torch_dtype=self.dtype,
-                **_CLIENT,
+            self._sequence = RemoteSequential(
+                _Config(
+                    initial_peers=list(peers),
+                    dht_prefix=self._prefix,
+                    num_hidden_layers=self.num_blocks,
+                    **_CLIENT,
+                )
             )
         except Exception as error:  # hivemind raises several unrelated types here
             raise BackboneUnavailable(f"no peer answers at {', '.join(peers)}: {error}") from error
-        self._model.requires_grad_(False)
-        self._base = self._model.transformer
-        self._sequence = self._base.h
         self._manager = self._sequence.sequence_manager
-        self.hidden_size = self._model.config.hidden_size
-        self.num_blocks = self._model.config.num_hidden_layers
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
@@ -98,14 +108,18 @@ class SwarmBackbone:
         self.limits = PackLimits(tokens_per_pack=tokens, packs_in_flight=in_flight)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        return self._base.word_embeddings(tokens_BT)
+        return self._ends.words(tokens_BT)
 
     def blocks(self, embeds_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None) -> torch.Tensor:
-        hidden_BSH = self._base.word_embeddings_layernorm(embeds_BSH)
-        return self._base.ln_f(_RemoteBlocks.apply(hidden_BSH, deep_LBPH, self._sequence))
+        return self._ends(embeds_BSH, partial(self._remote_blocks, deep_LBPH))
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        return self._model.lm_head(hidden_BTH)
+        return self._ends.head(hidden_BTH)
+
+    def _remote_blocks(
+        self, deep_LBPH: torch.Tensor | None, hidden_BSH: torch.Tensor
+    ) -> torch.Tensor:
+        return _RemoteBlocks.apply(hidden_BSH, deep_LBPH, self._sequence)
 
     def health(self) -> SwarmHealth:
         spans = self._manager.state.sequence_info.spans_by_priority  # of servers that are online
@@ -156,7 +170,7 @@ class SwarmBackbone:
                     self.close()
                     raise BackboneUnavailable(
                         f"the swarm does not serve all {self.num_blocks} blocks of "
-                        f"{self._model.config.dht_prefix!r}: {error}"
+                        f"{self._prefix!r}: {error}"
                     ) from error
                 time.sleep(0.5)
 

@@ -1,7 +1,6 @@
-"""What Petals 2.2 needs to find in a model's folder, checked without torch or petals.
+"""What a server needs to find in a model's folder, checked without torch or petals.
 
-A server that misses a weight file goes looking for it on the network, and for ever; so the files
-are read up to their headers before one is started.
+The files are read up to their headers before a server is started.
 """
 
 from __future__ import annotations
@@ -9,13 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tune_app.run.search_config import did_you_mean
-
-# Where Petals 2.2 looks for the blocks in a checkpoint, by model_type.
-_BLOCK_PREFIX = {"llama": "model.layers", "bloom": "h", "falcon": "transformer.h"}
-_INDEX_FILES = (  # in Petals' order
-    "model.safetensors.index.json",
+_INDEX_FILES = (  # in the order of transformers
     "model.safetensors",
+    "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
@@ -34,37 +29,16 @@ def check_checkpoint(folder: Path, mistakes: list[str]) -> int:
     except ValueError as error:
         mistakes.append(f"{folder / 'config.json'} is not valid JSON: {error}.")
         return 0
-    family = config.get("model_type")
-    if family not in _BLOCK_PREFIX:
-        mistakes.append(
-            f"Petals serves the model types {', '.join(_BLOCK_PREFIX)}; {str(folder)!r} is of type "
-            f"{family!r}.{did_you_mean(family, _BLOCK_PREFIX)} Other models: --backbone local."
-        )
-        return 0
     index = next((folder / name for name in _INDEX_FILES if (folder / name).is_file()), None)
     if index is None:
         mistakes.append(f"{str(folder)!r} has no weights: none of {', '.join(_INDEX_FILES)}.")
         return 0
     try:
-        names = _weight_names(index)
+        _weight_names(index)
     except (ValueError, KeyError) as error:
         mistakes.append(f"{index} cannot be read as weights: {error}.")
         return 0
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    prefix = _BLOCK_PREFIX[family]
-    if names is not None and not any(name.startswith(f"{prefix}.0.") for name in names):
-        hint = ""
-        if any(name.startswith("transformer.h.") for name in names):
-            hint = (
-                " It was saved from BloomForCausalLM; save its headless part instead: "
-                "BloomForCausalLM.from_pretrained(FOLDER).transformer.save_pretrained(NEW_FOLDER)."
-            )
-        mistakes.append(
-            f"Petals looks for a {family} model's blocks under {prefix}.0, {prefix}.1, … but the "
-            f"weights in {str(folder)!r} have none there.{hint}"
-        )
-        return 0
-    return layers
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
 
 
 def _weight_names(index: Path) -> list[str] | None:

@@ -92,7 +92,7 @@ class PrivateSwarm:
     ) -> None:
         """Starts the processes and returns at once.
 
-        model: folder with config.json and weights of a Llama, BLOOM or Falcon model
+        model: folder with config.json and weights of a causal language model
         servers: parts that the blocks are divided into; each part is served `replicas` times
         port: of the first server, the next ones take the next ports; 0: free ones
         announce_ports: what the servers tell others instead of their ports (a relay's), one each
@@ -222,8 +222,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _supervise() -> None:
     """Imports petals, forks the servers, stays until the caller is gone or all servers are."""
     warnings.simplefilter("ignore")  # the log is for what the servers say
-    import tune_app.petals_compat  # noqa: F401, I001 (has to come before petals)
-    import petals.server.server  # noqa: F401 (before the forks, so that it is paid once)
+    import tune_app.serve.server  # noqa: F401 (petals, before the forks, so that it is paid once)
 
     job = _Job(**json.loads(sys.argv[1]))
     reports = Connection(int(sys.argv[2]), readable=False)
@@ -270,34 +269,23 @@ def _run_server(
 ) -> None:
     import torch
     from hivemind.p2p import P2P
-    from petals.server import server as petals_server
-    from petals.utils.convert_block import QuantType
+
+    from tune_app.serve.server import make_server
 
     torch.set_num_threads(job.threads)
     P2P._UNIX_SOCKET_PREFIX = f"/unix{job.folder}/"  # removed with the folder
-    # The probe for reachability from outside would start a second p2pd for each server.
-    petals_server.ReachabilityProtocol.attach_to_dht = classmethod(lambda cls, dht: None)
     announce = job.announce_ports[number] if job.announce_ports else None
     start, end = job.spans[number]
-    server = petals_server.Server(
-        initial_peers=initial_peers,
+    server = make_server(
+        job.model,
+        range(start, end),
         dht_prefix=job.dht_prefix,
-        converted_model_name_or_path=job.model,
-        throughput=1.0,  # a number, or Petals measures the internet connection
-        block_indices=f"{start}:{end}",
-        num_handlers=1,  # processes of some 300 MB each
-        max_batch_size=job.max_batch_tokens,
-        torch_dtype=job.dtype,
-        device=job.device,
-        quant_type=QuantType.NONE,
-        skip_reachability_check=True,
-        reachable_via_relay=False,
-        use_relay=False,
-        use_auto_relay=False,
+        initial_peers=initial_peers,
         host_maddrs=[f"/ip4/127.0.0.1/tcp/{job.ports[number]}"],
-        announce_maddrs=announce and [f"/ip4/127.0.0.1/tcp/{announce}"],
-        auto_nat=False,
-        nat_port_map=False,  # would look for a router
+        announce_maddrs=[f"/ip4/127.0.0.1/tcp/{announce}"] if announce else None,
+        device=job.device,
+        dtype=job.dtype,
+        max_batch_tokens=job.max_batch_tokens,
     )
     maddrs = tuple(str(maddr) for maddr in server.dht.get_visible_maddrs())
     if number == 0:
@@ -342,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tune_app.serve",
         description="Serves a model's blocks by Petals servers on 127.0.0.1, until Ctrl-C.",
     )
-    parser.add_argument("model", help="folder of a Llama, BLOOM or Falcon model")
+    parser.add_argument("model", help="folder of a causal language model")
     parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
     parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
     parser.add_argument("--port", type=int, default=0, help="of the first server; 0: a free one")

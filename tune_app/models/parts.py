@@ -1,0 +1,289 @@
+"""Parts of a causal language model: some of its blocks, or what is before and after them.
+
+No family has code of its own here. A part is built by the family's own class with unwanted modules
+replaced by `nn.Identity`, and filled by transformers' `from_pretrained`, which knows how that
+family's weights are named, tied, split over files and converted. It reads only what is needed.
+
+A part is run by the family's own `forward`, over a model whose list of blocks has one entry: a
+stand-in. That code makes masks, positions, rotary embeddings and sliding windows as it does for the
+whole model. What it adds to hidden states before and after the blocks is only kept where the caller
+wants it: by `Ends`, not by `Block`.
+
+Shapes: see `backbones/protocol.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.utils import ModelOutput
+from transformers.utils import logging as transformers_logging
+
+from tune_app.run.search_config import ConfigError
+
+# Hidden states -> hidden states, [B, S, H]: all blocks of a model, wherever they run.
+Blocks = Callable[[torch.Tensor], torch.Tensor]
+
+
+def load_whole(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model in `folder`, frozen, on the CPU.
+
+    Raises ConfigError where the folder has no causal language model or lacks some of its weights.
+    """
+    return _load(MODEL_FOR_CAUSAL_LM_MAPPING, folder, dtype, lambda model: None)
+
+
+def load_ends(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """As `load_whole`, without the blocks."""
+
+    def strip(model: PreTrainedModel) -> None:
+        blocks = blocks_of(model)
+        for index in range(len(blocks)):
+            blocks[index] = nn.Identity()
+
+    return _load(MODEL_FOR_CAUSAL_LM_MAPPING, folder, dtype, strip)
+
+
+def load_blocks(folder: str | Path, keep: Collection[int], dtype: torch.dtype) -> PreTrainedModel:
+    """The headless model with only the blocks `keep`, without word embeddings and norms."""
+
+    def strip(model: PreTrainedModel) -> None:
+        blocks, words = blocks_of(model), model.get_input_embeddings()
+        for index in set(range(len(blocks))) - set(keep):
+            blocks[index] = nn.Identity()
+        for name, child in model.named_children():
+            # Learned positions (GPT-2) are small and stay: the family's forward looks them up.
+            positions = isinstance(child, nn.Embedding) and child is not words
+            has_weights = next(child.parameters(), None) is not None
+            if has_weights and child is not blocks and not positions:
+                setattr(model, name, nn.Identity())
+
+    return _load(MODEL_MAPPING, folder, dtype, strip)
+
+
+def _load(
+    families: Any, folder: str | Path, dtype: torch.dtype, strip: Callable[[PreTrainedModel], None]
+) -> PreTrainedModel:
+    """What `strip` leaves of the model; the rest is neither allocated nor read."""
+    config = AutoConfig.from_pretrained(str(folder))
+    if type(config) not in families:
+        raise ConfigError(
+            f"{str(folder)!r} has a model of type {config.model_type!r}, of which transformers "
+            "has no causal language model."
+        )
+    family = families[type(config)]
+
+    class Part(family):  # type: ignore[misc, valid-type]
+        _keys_to_ignore_on_load_unexpected = (".*",)  # the weights of what was taken out
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)  # from_pretrained builds it on the meta device
+            strip(self)
+
+    # transformers finds conversions of old checkpoints by the name of the class.
+    Part.__name__, Part.__qualname__, Part.__module__ = (
+        family.__name__,
+        family.__qualname__,
+        family.__module__,
+    )
+    with _no_progress_bars():
+        model, loading = Part.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+    lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
+    if lacking:  # transformers would go on with random numbers
+        raise ConfigError(
+            f"{str(folder)!r} lacks weights of its {config.model_type} model, or has them in "
+            f"another shape: {', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
+        )
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of a model's blocks. Raises ConfigError where it is not where most families have it.
+
+    That is the case for OPT, whose blocks are inside a decoder, and for multimodal models.
+    """
+    base = model.base_model
+    count = getattr(base.config, "num_hidden_layers", None)
+    for child in base.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise ConfigError(
+        f"models of type {base.config.model_type!r} are not supported: their blocks are not a list "
+        f"in {type(base).__name__}, as those of Llama, Qwen, Gemma, Mistral and others are."
+    )
+
+
+def _twin(module: Any) -> Any:
+    """A copy with the same children, any of which may then be replaced."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _around(model: PreTrainedModel, index: int, stand_in: nn.Module) -> Any:
+    """The headless model with `stand_in` as its only block, treated as block `index` is."""
+    base, blocks = model.base_model, blocks_of(model)
+    shell = _twin(base)
+    shell.config = copy.deepcopy(base.config)
+    shell.config.num_hidden_layers = 1
+    if kinds := getattr(shell.config, "layer_types", None):
+        shell.config.layer_types = [kinds[index]]
+    (name,) = (name for name, child in base.named_children() if child is blocks)
+    setattr(shell, name, nn.ModuleList([stand_in]))
+    return shell
+
+
+class Block(nn.Module):
+    """Block `index` of `model` (from `load_blocks` or whole), called as in the whole model.
+
+    May be called from several threads at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, index: int) -> None:
+        super().__init__()
+        slot = _Slot(blocks_of(model)[index])
+        self.shell = _around(model, index, slot)
+        self.passing = slot.passing
+
+    def forward(self, hidden_BSH: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """[B, S, H] -> [B, S, H], differentiable; with a cache S are the positions after it."""
+        passing = self.passing
+        passing.hidden = hidden_BSH
+        try:
+            self.shell(inputs_embeds=hidden_BSH.detach(), use_cache=cache is not None, cache=cache)
+            return passing.hidden
+        finally:
+            passing.hidden = None
+
+
+class _Slot(nn.Module):
+    """Stands in for the blocks: gives the one block its true input and keeps its true output."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.passing = _Passing()
+
+    def forward(self, hidden_BSH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = self.block(self.passing.hidden, *args, **kwargs)
+        as_tuple = isinstance(result, tuple)
+        self.passing.hidden = result[0] if as_tuple else result
+        return (hidden_BSH,) if as_tuple else hidden_BSH
+
+
+class _Passing(threading.local):
+    """What the caller and the stand-in of one thread hand each other."""
+
+    hidden: torch.Tensor | None = None
+    blocks: Blocks | None = None
+
+
+class OneBlockCache(Cache):
+    """The cache of one block, whatever its index: keys and values [B, heads, positions, size]."""
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
+        super().__init__(layers=[DynamicLayer()])
+        if keys is not None and values is not None:
+            self.layers[0].lazy_initialization(keys, values)
+            self.layers[0].keys, self.layers[0].values = keys, values
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, _index: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layers[0].update(keys, values, *args, **kwargs)
+
+
+class Ends(nn.Module):
+    """What is before and after the blocks of `model` (from `load_ends` or whole).
+
+    May be called from several threads at once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.words = model.get_input_embeddings()
+        self._middle = _Middle()
+        self.trunk = _around(model, 0, self._middle)
+        self.head = Head(model)
+        self._middle.as_tuple = self._takes_tuples()
+
+    def forward(self, embeds_BSH: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        """Word embeddings [B, S, H], through `blocks`, to hidden states after the final norm."""
+        passing = self._middle.passing
+        passing.blocks = blocks
+        try:
+            return self.trunk(inputs_embeds=embeds_BSH, use_cache=False).last_hidden_state
+        finally:
+            passing.blocks = None
+
+    @torch.no_grad()
+    def _takes_tuples(self) -> bool:
+        """Whether the family's forward takes the first of what a block returns, as BLOOM's does."""
+        weight = self.words.weight
+        out = self(weight.new_zeros(2, 3, weight.shape[1]), lambda hidden_BSH: hidden_BSH)
+        return out.shape[:2] != (2, 3)  # it took the first row
+
+
+class _Middle(nn.Module):
+    """Stands in for the blocks: hands their input to whoever computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.as_tuple = False
+        self.passing = _Passing()
+
+    def forward(self, hidden_BSH: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        assert self.passing.blocks is not None
+        hidden_BSH = self.passing.blocks(hidden_BSH)
+        return (hidden_BSH,) if self.as_tuple else hidden_BSH
+
+
+class Head(nn.Module):
+    """Next-token logits by the family's own head, scaled or capped as it does that."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = _twin(model)
+        setattr(self.model, model.base_model_prefix, _Given())
+
+    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm [B, T, H] -> [B, T, V]."""
+        return self.model(inputs_embeds=hidden_BTH, use_cache=False).logits
+
+
+class _Given(nn.Module):
+    """Stands in for all below the head: its result is its input."""
+
+    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_kwargs: Any) -> Any:
+        return _Hidden(last_hidden_state=inputs_embeds)
+
+
+@dataclass
+class _Hidden(ModelOutput):
+    last_hidden_state: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:  # heads pass on caches, router's logits and more
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -1,0 +1,183 @@
+"""Petals' server over the blocks of any family that transformers runs.
+
+Petals asks its server for a model's config, for blocks and for the shape of their caches. Those
+three are answered here, for every family, from `models/parts.py`; the rest is Petals'. What goes
+over the network is unchanged: clients and servers of Petals' own model classes work with it.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: I001 (petals can only be imported after petals_compat)
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from tune_app import petals_compat
+from hivemind import TensorDescriptor
+from petals.server import server as petals_server
+from petals.server.backend import TransformerBackend
+from petals.utils.convert_block import QuantType
+
+from tune_app.models.parts import Block, OneBlockCache, load_blocks
+
+# What Petals gives a block besides its hidden states, and gets back: keys [B * heads, size, S] and
+# values [B * heads, S, size] of all positions so far.
+_KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class ServedBlock(petals_compat.TensorParallel):
+    """A block as Petals' server calls it."""
+
+    output_device_index = 0
+
+    def __init__(self, block: Block, num_heads: int, hidden_size: int) -> None:
+        super().__init__()
+        self.block = block
+        self.num_heads = num_heads
+        self.cache_shape = self._cache_shape(hidden_size)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        return [next(self.parameters()).device]
+
+    @property
+    def module_shards(self) -> list[ServedBlock]:
+        return [self]  # a property: as a submodule it would contain itself
+
+    def forward(
+        self,
+        hidden_BSH: torch.Tensor,
+        layer_past: _KeysValues | None = None,
+        use_cache: bool = False,
+    ) -> tuple[torch.Tensor, ...] | tuple[torch.Tensor, _KeysValues]:
+        if not use_cache:
+            return (self.block(hidden_BSH),)
+        assert layer_past is not None  # of no positions at first
+        keys, values = (past.unflatten(0, (len(hidden_BSH), -1)) for past in layer_past)
+        cache = OneBlockCache(keys.transpose(-1, -2).contiguous(), values)
+        hidden_BSH = self.block(hidden_BSH, cache)
+        kept = cache.layers[0]
+        return hidden_BSH, (kept.keys.transpose(-1, -2).flatten(0, 1), kept.values.flatten(0, 1))
+
+    @torch.no_grad()
+    def _cache_shape(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, size of a key and of a value, as seen on one token.
+
+        No config tells it for all families: Falcon keeps a key for each query head, and the size of
+        Qwen's and Gemma's heads is not their hidden size divided by their heads.
+        """
+        cache, weight = OneBlockCache(), next(self.parameters())
+        self.block(weight.new_zeros(1, 1, hidden_size), cache)
+        keys, values = cache.layers[0].keys, cache.layers[0].values
+        return keys.shape[1], keys.shape[3], values.shape[3]
+
+
+@dataclass
+class _Config:
+    """What Petals' server reads of a model's config."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    dht_prefix: str | None = None
+    attn_class: type = ServedBlock  # counted by its `num_heads`
+    num_key_value_groups: int = 1  # of Petals' guess at the cache's size; `_Backend` knows better
+
+    @classmethod
+    def from_pretrained(cls, folder: str, **_options: Any) -> _Config:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        return cls(
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+        )
+
+
+class _Backend(TransformerBackend):
+    def get_inference_cache_descriptors(
+        self, batch_size: int, max_length: int
+    ) -> Sequence[TensorDescriptor]:
+        heads, key_size, value_size = self.module.cache_shape
+        return [
+            TensorDescriptor(shape, dtype=self.dtype, device=self.module.devices[0])
+            for shape in (
+                (batch_size, heads, key_size, max_length),
+                (batch_size, heads, max_length, value_size),
+            )
+        ]
+
+
+def _load_block(
+    folder: str, index: int, *, config: _Config, torch_dtype: torch.dtype, **_options: Any
+) -> ServedBlock:
+    """One by one, so that no more than one block is in memory besides those on a GPU."""
+    block = Block(load_blocks(folder, [index], torch_dtype), index)
+    return ServedBlock(block, config.num_attention_heads, config.hidden_size)
+
+
+def _place_block(
+    block: ServedBlock,
+    _index: int,
+    _config: _Config,
+    devices: Sequence[torch.device],
+    *_args: Any,
+    **_options: Any,
+) -> ServedBlock:
+    return block.to(devices[0])
+
+
+petals_server.AutoDistributedConfig = _Config
+petals_server.TransformerBackend = _Backend
+petals_server.load_pretrained_block = _load_block
+petals_server.convert_block = _place_block
+# The probe for reachability from outside would start a second p2pd for each server.
+petals_server.ReachabilityProtocol.attach_to_dht = classmethod(lambda cls, dht: None)
+
+
+def make_server(
+    model: str | Path,
+    blocks: range,
+    *,
+    dht_prefix: str,
+    initial_peers: Sequence[str],
+    host_maddrs: Sequence[str],
+    announce_maddrs: Sequence[str] | None = None,
+    device: str | None = "cpu",
+    dtype: str = "float32",
+    max_batch_tokens: int = 8192,
+    **options: Any,
+) -> petals_server.Server:
+    """A server of these blocks of the model in a folder; `run()` loads and serves them.
+
+    It listens on `host_maddrs` only, and knows no other peers than `initial_peers`.
+    device: as torch names it; None: cuda where there is one
+    max_batch_tokens: rows times positions that a request may have
+    options: Petals' own, to be given to its `Server`
+    """
+    asked = {
+        "initial_peers": list(initial_peers),
+        "dht_prefix": dht_prefix,
+        "converted_model_name_or_path": str(model),
+        "throughput": 1.0,  # a number, or Petals measures the internet connection
+        "block_indices": f"{blocks.start}:{blocks.stop}",
+        "num_handlers": 1,  # each is a process
+        "max_batch_size": max_batch_tokens,
+        "torch_dtype": dtype,
+        "device": device,
+        "quant_type": QuantType.NONE,
+        "skip_reachability_check": True,
+        "reachable_via_relay": False,
+        "use_relay": False,
+        "use_auto_relay": False,
+        "host_maddrs": list(host_maddrs),
+        "announce_maddrs": announce_maddrs and list(announce_maddrs),
+        "auto_nat": False,
+        "nat_port_map": False,  # would look for a router
+    }
+    return petals_server.Server(**(asked | options))
