@@ -116,8 +116,8 @@ class LocalBackbone:
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
-            hidden_BSH = self.blocks(embeds_BSH, None)
-        del hidden_BSH  # not before: what is freed is counted under an address that is used again
+            out = self._model.base_model(inputs_embeds=embeds_BSH, use_cache=False)
+        del out  # not before: what is freed is counted under an address that is used again
         return sum(kept.values())
 
     def _free_bytes(self) -> int:
