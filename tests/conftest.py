@@ -13,7 +13,7 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     TRANSFORMERS_VERBOSITY="error",
-    HF_HUB_DISABLE_PROGRESS_BARS="1",  # of transformers too, which shows one for each model it saves
+    HF_HUB_DISABLE_PROGRESS_BARS="1",  # those of transformers too
     RAY_USAGE_STATS_ENABLED="0",
 )
 

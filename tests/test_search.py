@@ -14,11 +14,11 @@ import yaml
 from safetensors import safe_open
 
 from benchmarks.relay import free_port
-from tests.tiny_models import write_tiny_model
+from tests.pages import ROOT
 from tune_app.run.run_dir import RunDir
 from tune_app.search.cli import main
 from tune_app.search.ray_tune import cluster
-from tune_app.serve import connection
+from tune_app.serve import checks, connection
 
 SMALL = ["--trials", "3", "--steps", "5", "--batch-size", "2", "--confirm", "1"]
 
@@ -99,7 +99,6 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--train", "good.csv", "--label-column", "stars"], "stars"),
         (["--train", "good.csv", "--valid", "other.csv"], "labels that good.csv lacks: 'z'"),
         (["--model", "no_config"], "has no config.json"),
-        (["--model", "gpt2_folder"], "Petals serves the model types"),
         (["--peers", PEER], "--peers: nobody answers within 5 s"),
         (
             ["--peers", PEER, "--request-tokens", "40"],
@@ -134,9 +133,6 @@ def test_a_mistake_has_one_message_and_exit_code_2(
     Path("no_config").mkdir()
     Path("used").mkdir()
     Path("used/events.jsonl").write_text("{}\n")
-    write_tiny_model("llama", Path("gpt2_folder"))
-    config = Path("gpt2_folder/config.json")
-    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
     arguments = [argument.format(port=free_port()) for argument in arguments]
     before = sorted(tmp_path.iterdir())
 
@@ -159,3 +155,17 @@ def test_several_mistakes_are_reported_together(
     error = capsys.readouterr().err
     for said in ("--trials", "Did you mean 'quick'?", "nowhere.csv"):
         assert said in error
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_without_petals_a_swarm_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+
+    assert main(["--trials", "1"]) == 2
+
+    assert capsys.readouterr().err.splitlines() == [
+        "a swarm needs petals: pip install --no-deps petals==2.2.0.post1 (or --backbone local)"
+    ]
+    assert checks.INSTALL_PETALS in (ROOT / "pyproject.toml").read_text()

@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from tune_app.models.folder import model_folder, positions
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, check_search_config
+from tune_app.serve.checks import check_petals
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
 from tune_app.study.space import SearchSpace
@@ -26,6 +27,8 @@ def check_everything(config: SearchConfig) -> SearchSpace:
     Raises ConfigError with every mistake.
     """
     messages = check_search_config(config)
+    if config.backbone == "swarm":
+        messages += check_petals()
     space = None
     try:
         space = _load_space(config).within(config)

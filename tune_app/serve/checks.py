@@ -6,12 +6,22 @@ import json
 import re
 import socket
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tune_app.models.checks import check_checkpoint
 from tune_app.run.search_config import ConfigError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
+# Without its own requirements, which contradict those of everything else (requirements.txt).
+INSTALL_PETALS = "pip install --no-deps petals==2.2.0.post1"
+
+
+def check_petals() -> list[str]:
+    """What to say where Petals is not installed; imports nothing."""
+    if find_spec("petals") is not None:
+        return []
+    return [f"a swarm needs petals: {INSTALL_PETALS} (or --backbone local)"]
 
 
 def check_swarm(
@@ -24,7 +34,7 @@ def check_swarm(
     dtype: str,
 ) -> int:
     """Number of the model's blocks; raises ConfigError. What is allowed is said in PrivateSwarm."""
-    mistakes: list[str] = []
+    mistakes = check_petals()
     layers = check_checkpoint(Path(model), mistakes)
     if servers < 1 or (layers and servers > layers):
         most = layers or "the number of the model's blocks"
