@@ -192,9 +192,9 @@ def test_the_documented_snippet_gives_our_logits(family, task, mode, tmp_path, m
     from tune_app.serve.supervisor import private_swarm
 
     run = RunDir(train_run(tmp_path, f"--tuning-mode={mode}", task=task, family=family))
-    (snippet,) = re.findall(
-        r"```python\n(.*?)```", (run.prompts / "README.md").read_text(), re.DOTALL
-    )
+    card = (run.prompts / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (snippet,) = [snippet for snippet in snippets if "petals" in snippet]
     about = read_about(run.prompts)
     ids = [[5, 60, 7, 80, 9, 100], [11, 12, 13]]
     with private_swarm(about.model.name, threads=1) as swarm:

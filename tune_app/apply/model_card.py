@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_app.models.folder import model_folder
+from tune_app.apply.front_matter import front_matter
+from tune_app.models.folder import is_hub_name, model_folder
 from tune_app.report.words import number, trained_by
 from tune_app.run.trial_config import TrialConfig
 from tune_app.serve.supervisor import dht_prefix_of
@@ -26,14 +27,17 @@ def model_card(about: About) -> str:
     """The card as Markdown."""
     model, config = about.model, about.config
     name = Path(model.name).name
+    title = f"Prompts for {name}: {about.task}"
     parts = [
-        f"# Prompts for {name}: {about.task}",
+        front_matter(about, title),
+        f"# {title}",
         f"{config.prompt_length} trained prompt vectors ({config.tuning_mode}) for the frozen "
         f"model `{name}` ({model.family}, hidden size {model.hidden_size}, {model.num_blocks} "
         f"blocks{f', revision {model.revision}' if model.revision else ''}). Found and written by "
         f"tune_app {about.tune_app}.",
         _results(about),
         _use(),
+        *_without_tune_app(about),
         _petals(about),
         _training(about),
     ]
@@ -66,6 +70,112 @@ python -m tune_app.apply FOLDER --evaluate   # on the test split of the search
 ```"""
 
 
+def _without_tune_app(about: About) -> list[str]:
+    """Sections on PEFT and on the bare tensor."""
+    if about.config.tuning_mode != "ptune":
+        return [
+            """\
+## PEFT
+
+PEFT has no adapter for deep prompts (`deep_ptune`), which are added to the input of every block, so
+there is none in this folder."""
+        ]
+    if about.task == "causal-lm":
+        return [_PEFT_CAUSAL_LM, _TENSOR]
+    values = {
+        "CLASSES": len(about.class_names),
+        "MAX_LENGTH": about.max_length,
+        "BEFORE": about.config.prompt_length - 1,
+    }
+    section = _PEFT_CLASSIFICATION
+    for name, value in values.items():
+        section = section.replace(name, str(value))
+    return [section]
+
+
+# MODEL is the model's folder or hub name and FOLDER this folder, as the reader has them.
+_PEFT_CAUSAL_LM = """\
+## Use them with PEFT
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), FOLDER)
+text = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**text, max_new_tokens=40)[0]))
+```
+
+`model(**text).logits` has a row for each prompt token first, before those of the text."""
+
+_PEFT_CLASSIFICATION = """\
+## Use them with PEFT
+
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+if tokenizer.pad_token is None:
+    tokenizer.pad_token = tokenizer.eos_token
+base = AutoModelForSequenceClassification.from_pretrained(
+    MODEL, num_labels=CLASSES, pad_token_id=tokenizer.pad_token_id
+)
+model = PeftModel.from_pretrained(base, FOLDER)
+
+
+@torch.no_grad()
+def scores(texts):
+    rows = tokenizer(
+        texts,
+        return_tensors="pt",
+        truncation=True,
+        max_length=MAX_LENGTH,
+        padding=True,
+        padding_side="right",
+    )
+    hidden = model(**rows, output_hidden_states=True).hidden_states[-1]
+    last = rows["attention_mask"].sum(dim=1) + BEFORE  # position of each row's last token
+    return model.base_model.score(hidden[torch.arange(len(texts)), last])
+```
+
+`scores` is not `model(**rows).logits`: behind a prompt, transformers sees embeddings and no tokens,
+so it cannot tell padding and takes the last position of the batch. Rows shorter than the longest
+one would be judged by their padding. For a single text, or rows of one length, both are the same.
+Padding on the left does not help: it would come between prompt and text."""
+
+_TENSOR = """\
+## Use them as a tensor
+
+`prompt_embeddings` in `prompts.safetensors` is the prompt as a plain tensor, [P, H]. What takes
+embeddings in place of tokens takes it in front of the text's own:
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = AutoModelForCausalLM.from_pretrained(MODEL)
+prompt = load_file(f"{FOLDER}/prompts.safetensors")["prompt_embeddings"]
+tokens = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+words = model.get_input_embeddings()(tokens)[0]
+embeds = torch.cat([prompt.to(words.dtype), words])  # [P + T, H]
+print(tokenizer.decode(model.generate(inputs_embeds=embeds[None], max_new_tokens=40)[0]))
+```
+
+vLLM takes the same tensor. This was not run here; it follows vLLM's documentation:
+
+```text
+from vllm import LLM
+
+llm = LLM(MODEL, enable_prompt_embeds=True)
+print(llm.generate({"prompt_embeds": embeds})[0].outputs[0].text)
+```"""
+
+
 def _petals(about: About) -> str:
     """How to load the weights into Petals' own class; nothing for a family that Petals lacks."""
     family, config = about.model.family, about.config
@@ -82,7 +192,7 @@ def _petals(about: About) -> str:
     if about.task == "classification":
         options.append(f"num_labels={len(about.class_names)}")
         paths["score"] = "score.weight"
-    if not _is_hub_name(about.model.name):
+    if not is_hub_name(about.model.name):
         # Petals would derive it from the folder's whole path
         options.append(f'dht_prefix="{dht_prefix_of(model_folder(about.model.name))}"')
     options = ["initial_peers=PEERS", f"torch_dtype=torch.{dtype}", *options]
@@ -157,7 +267,3 @@ to {about.max_length} tokens a row: {", ".join(changed)}; everything else as `Tr
 
 def _indented(options: list[str]) -> str:
     return "\n    ".join(f"{option}," for option in options)
-
-
-def _is_hub_name(name: str) -> bool:
-    return name != "demo" and not Path(name).expanduser().is_dir()

@@ -1,8 +1,9 @@
 """Tuned prompts on disk: a folder that says what it holds and which model it fits.
 
-    prompts.safetensors   the weights, named and shaped as in prompts.py and in Petals' own classes
+    prompts.safetensors   the weights, named and shaped as in prompt_model.py and in Petals' classes
     prompts.json          `About`: what they were trained for, with what, and how well they do
-    README.md             model_card.py: the same for people, and how to load them into Petals
+    README.md             model_card.py: the same for people and hubs, and how to use it elsewhere
+    adapter_*             peft_adapter.py: the same weights for PEFT (ptune)
 
 Imports torch only where weights are read or written.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_app.apply.model_card import model_card
+from tune_app.apply.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
 from tune_app.models.identity import ModelIdentity
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, Task, TrialConfig
@@ -78,6 +80,12 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
     files = RunDir(folder)
     files.write_atomic(WEIGHTS, content)
     files.write_atomic(CARD, model_card(about))
+    adapter = adapter_files(weights, about)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name in adapter:
+            files.write_atomic(name, adapter[name])
+        else:  # of prompts that were here before
+            (folder / name).unlink(missing_ok=True)
     document = asdict(about) | {
         "config": about.config.to_dict(),
         "weights_sha256": hashlib.sha256(content).hexdigest(),

@@ -30,6 +30,11 @@ def model_folder(model: str) -> Path:
         raise ConfigError(f"--model: cannot fetch {model!r} from the hub: {error}") from error
 
 
+def is_hub_name(model: str) -> bool:
+    """Whether `--model` names a model on a hub, and neither the demo's nor a folder here."""
+    return model != "demo" and not Path(model).expanduser().is_dir()
+
+
 def positions(folder: Path) -> int | None:
     """The most positions (prompt and text) that the model's config allows; None where unlimited.
 
