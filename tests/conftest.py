@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -16,6 +19,10 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",  # those of transformers too
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+# Tests find no model good because it was in an earlier run, and leave nothing in the home.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tune_app-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # A job started with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

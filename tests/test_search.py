@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from benchmarks.relay import free_port
 from tests.pages import ROOT
+from tests.tiny_models import write_tiny_model
 from tune_app.run.run_dir import RunDir
 from tune_app.search.cli import main
 from tune_app.search.ray_tune import cluster
@@ -99,6 +100,9 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--train", "good.csv", "--label-column", "stars"], "stars"),
         (["--train", "good.csv", "--valid", "other.csv"], "labels that good.csv lacks: 'z'"),
         (["--model", "no_config"], "has no config.json"),
+        (["--model", "gpt2_folder"], "weights of its gpt2 model: "),
+        (["--model", "gpt2_folder", "--backbone", "local"], "weights of its gpt2 model: "),
+        (["--model", "gpt2_folder", "--dry-run"], "weights of its gpt2 model: "),
         (["--peers", PEER], "--peers: nobody answers within 5 s"),
         (
             ["--peers", PEER, "--request-tokens", "40"],
@@ -133,6 +137,9 @@ def test_a_mistake_has_one_message_and_exit_code_2(
     Path("no_config").mkdir()
     Path("used").mkdir()
     Path("used/events.jsonl").write_text("{}\n")
+    write_tiny_model("llama", Path("gpt2_folder"))
+    config = Path("gpt2_folder/config.json")
+    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
     arguments = [argument.format(port=free_port()) for argument in arguments]
     before = sorted(tmp_path.iterdir())
 

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = read_about(folder)
         config = _config(options, about)
         _check(options, config, about)
-        here = ModelIdentity.of(config.model, model_folder(config.model))
+        folder_here = model_folder(config.model, config.revision)
+        here = ModelIdentity.of(config.model, folder_here, config.revision)
         if refusal := about.model.refusal(here):
             raise ConfigError(refusal)
         with Terminal(quiet=options.quiet) as terminal:
@@ -98,6 +99,8 @@ def _config(options: argparse.Namespace, about: About) -> SearchConfig:
         config = replace(config, peers=())
     elif options.peers:
         config = replace(config, backbone="swarm", peers=tuple(options.peers))
+    if options.model is not None or options.revision is not None:
+        config = replace(config, revision=options.revision)
     given = {name: vars(options)[name] for name in ("model", "backbone", "device")}
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
@@ -254,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("model and swarm (without these: as in the search)")
     model.add_argument("--model", metavar="TEXT", help="the same model in another place")
+    model.add_argument("--revision", metavar="TEXT", help=HELP["model and swarm"]["revision"])
     model.add_argument(
         "--backbone", choices=("swarm", "local"), help=HELP["model and swarm"]["backbone"]
     )

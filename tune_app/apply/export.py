@@ -41,7 +41,11 @@ def export_best(run: RunDir) -> Path | None:
     settings = SearchConfig.from_yaml(run.search_yaml)
     started = next(event for event in run.events() if event["event"] == "search_started")
     about = About(
-        model=ModelIdentity.of(settings.model, model_folder(settings.model)),
+        model=ModelIdentity.of(
+            settings.model,
+            model_folder(settings.model, settings.revision),
+            settings.revision,
+        ),
         task=settings.task,
         class_names=tuple(started["classes"]),
         max_length=settings.max_length,

@@ -91,7 +91,9 @@ def open_prompts(
         trial = replace(about.config, init="normal", deep_init="normal")
         model = PromptTunedModel(backbone, run, about.task, classes, trial)
         model.load_state_dict(read_weights(folder))
-        yield Prompts(about, model, tokenizer, positions(model_folder(config.model)))
+        yield Prompts(
+            about, model, tokenizer, positions(model_folder(config.model, config.revision))
+        )
 
 
 def class_logits(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_app.apply.model_card import model_card
 from tune_app.apply.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
+from tune_app.models.folder import is_local
 from tune_app.models.identity import ModelIdentity
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, Task, TrialConfig
@@ -55,7 +56,11 @@ class About:
         if messages:
             raise ConfigError([f"{ABOUT}: {message}" for message in messages])
         return SearchConfig(
-            task=self.task, model=self.model.name, max_length=self.max_length, **values
+            task=self.task,
+            model=self.model.name,
+            revision=None if is_local(self.model.name) else self.model.revision,
+            max_length=self.max_length,
+            **values,
         )
 
 

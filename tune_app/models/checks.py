@@ -1,59 +1,222 @@
-"""What a server needs to find in a model's folder, checked without torch or petals.
+"""Whether a folder holds a causal language model that can be used, found before anything starts.
 
-The files are read up to their headers before a server is started.
+transformers fills weights that it does not find with random numbers, and a server that misses a
+file looks for it on the network. So config, weight files (up to their headers) and tokenizer are
+checked first, for both backbones. This module imports neither torch nor transformers; what only
+they can tell is asked in `weights.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-_INDEX_FILES = (  # in the order of transformers
+from tune_app.models.folder import model_folder
+
+# Where transformers looks for weights, in its order.
+WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_checkpoint(folder: Path, mistakes: list[str]) -> int:
-    """Number of blocks; 0 with a mistake appended if the folder cannot be served."""
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is not a folder"
+    """Number of the model's blocks; 0 with what is wrong with the folder appended to `mistakes`.
+
+    Takes a few seconds for a model that was not seen before: its weights' names and shapes are
+    compared with what transformers expects of its family.
+    """
+    found = check_files(folder)
+    blocks = 0
+    if not found:
+        blocks, found = _compared(folder)
+    mistakes += found
+    return 0 if found else blocks
+
+
+def was_checked(folder: Path) -> bool:
+    """Whether this very folder was found good before, so that a check takes no time."""
+    return _remembered(folder) > 0
+
+
+def check_files(folder: Path) -> list[str]:
+    """All that is wrong with the files themselves: missing, cut, pointers, not a model's."""
+    if not folder.is_dir():
+        return [f"{_at(folder)} is not a folder; a model's has config.json, weights and tokenizer."]
+    if pointers := _pointers(folder):
+        return [
+            f"{_at(folder)} has Git LFS pointers in place of files: {', '.join(pointers)}. Run "
+            "`git lfs pull` there, or fetch the files anew."
+        ]
+    config, mistakes = _config(folder)
+    if mistakes:
+        return mistakes
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
         mistakes.append(
-            f"a private swarm serves a model from a local folder, but {str(folder)!r} {what}."
+            f"{_at(folder)} has quantized weights ({method}), which are not supported: take the "
+            "model that they were made from."
         )
-        return 0
     try:
-        config = json.loads((folder / "config.json").read_text())
+        for file in weight_files(folder):
+            if file.suffix == ".safetensors":
+                read_header(file)
     except ValueError as error:
-        mistakes.append(f"{folder / 'config.json'} is not valid JSON: {error}.")
-        return 0
-    index = next((folder / name for name in _INDEX_FILES if (folder / name).is_file()), None)
-    if index is None:
-        mistakes.append(f"{str(folder)!r} has no weights: none of {', '.join(_INDEX_FILES)}.")
-        return 0
+        mistakes.append(str(error))
+    return mistakes
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    file = folder / "config.json"
+    if not file.is_file():
+        what = "has no config.json"
+        if (folder / "adapter_config.json").is_file():
+            what = "is a PEFT adapter, not a model: merge it into its base model and save that"
+        return {}, [f"{_at(folder)} {what}."]
     try:
-        _weight_names(index)
-    except (ValueError, KeyError) as error:
-        mistakes.append(f"{index} cannot be read as weights: {error}.")
-        return 0
-    return int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        return {}, [f"{file} is not valid JSON: {error}."]
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        return {}, [f"{file} must name a model_type, such as llama or qwen3; it names none."]
+    return config, []
 
 
-def _weight_names(index: Path) -> list[str] | None:
-    """Names of the tensors; None where only torch could tell. ValueError if the file is damaged."""
-    if index.suffix == ".json":
-        return list(json.loads(index.read_text())["weight_map"])
-    if index.suffix != ".safetensors":
-        return None
-    with index.open("rb") as file:  # 8 bytes: length of the JSON header that follows
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > index.stat().st_size:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(header_bytes))
-    header.pop("__metadata__", None)
-    data_bytes = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if index.stat().st_size != 8 + header_bytes + data_bytes:
-        raise ValueError("the file is cut short")  # Petals would try to download it, for ever
-    return list(header)
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from. ValueError where some are missing."""
+    first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if first is None:
+        others = [file.name for file in sorted(folder.iterdir()) if file.suffix in _OTHER_FORMATS]
+        hint = f" It has {', '.join(others)}, which must be converted first." if others else ""
+        raise ValueError(f"{_at(folder)} has no weights: none of {', '.join(WEIGHT_FILES)}.{hint}")
+    if first.suffix != ".json":
+        return [first]
+    try:
+        names = sorted(set(json.loads(first.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{first} is not a list of weights: {error!r}.") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{first} names {len(names)} files, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        )
+    return [folder / name for name in names]
+
+
+_OTHER_FORMATS = (".gguf", ".h5", ".msgpack", ".onnx", ".pth", ".pt", ".ckpt")
+
+
+def read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors. ValueError where it is damaged or cut."""
+    size = file.stat().st_size
+    with file.open("rb") as content:  # 8 bytes: length of the JSON header that follows
+        length = int.from_bytes(content.read(8), "little")
+        try:
+            if length > size:
+                raise ValueError(f"its header should have {length} bytes")
+            header = json.loads(content.read(length))
+            header.pop("__metadata__", None)
+            ends = [tensor["data_offsets"][1] for tensor in header.values()]
+            shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{file} is not a safetensors file, or damaged: {error}.") from error
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise ValueError(
+            f"{file} is cut short: it has {size:,} bytes, its header says {whole:,}. Copy or fetch "
+            "it again."
+        )
+    return shapes
+
+
+def _pointers(folder: Path) -> list[str]:
+    """Files of which git has fetched the description only (they are of some 130 bytes)."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < 1024 and _begins(file).startswith(_LFS_POINTER):
+            found.append(file.name)
+    return found
+
+
+def _begins(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return content.read(len(_LFS_POINTER))
+
+
+# ------------------------------------------------------------------ what transformers has to tell
+
+
+def _compared(folder: Path) -> tuple[int, list[str]]:
+    """(blocks, mistakes) of `weights.compare`, remembered where there are no mistakes.
+
+    In a process of its own where torch is not loaded yet: it would stay for as long as a search
+    runs, with some 300 MB.
+    """
+    if blocks := _remembered(folder):
+        return blocks, []
+    if "torch" in sys.modules:
+        from tune_app.models.weights import compare
+
+        blocks, mistakes = compare(folder)
+    else:
+        blocks, mistakes = _in_a_process(folder)
+    if not mistakes:
+        known = _memory(folder)
+        with suppress(OSError):  # a home that cannot be written to costs the seconds again
+            known.parent.mkdir(parents=True, exist_ok=True)
+            known.write_text(str(blocks))
+    return blocks, mistakes
+
+
+def _remembered(folder: Path) -> int:
+    """The blocks of a folder that was found good before; 0 of any other.
+
+    The demo model was when it was made: a test holds that, and the default command starts sooner.
+    """
+    if folder == model_folder("demo"):
+        return int(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
+    with suppress(OSError, ValueError):
+        return int(_memory(folder).read_text())
+    return 0
+
+
+def _in_a_process(folder: Path) -> tuple[int, list[str]]:
+    root = str(Path(__file__).resolve().parents[2])  # works in a clone that is not installed
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tune_app.models.weights", str(folder)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        return 0, [f"{_at(folder)} cannot be checked: {last}"]
+    blocks, mistakes = json.loads(done.stdout.strip().rpartition("\n")[2])
+    return blocks, mistakes
+
+
+def _memory(folder: Path) -> Path:
+    """Where it is kept that this very folder was found good by this version of transformers."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    told = [importlib.metadata.version("transformers")]
+    for file in sorted(folder.iterdir()):
+        status = file.stat()
+        told.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    return home / "tune_app" / "models" / hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _at(folder: Path) -> str:
+    return repr(str(folder))

@@ -11,23 +11,35 @@ from tune_app.run.search_config import ConfigError
 _DEMO = Path(__file__).parent / "demo" / "model"
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, revision: str | None = None) -> Path:
     """The folder of `--model`: the demo's, a local one, or a hub's (fetched, where it is not yet).
 
-    Raises ConfigError where the hub does not have it or does not answer.
+    revision: branch, tag or commit of a hub's model; None: its main branch.
+    Raises ConfigError where there is none, or the hub does not give it.
     """
+    if revision is not None and is_local(model):
+        raise ConfigError(f"--revision: is for a model on a hub, and {model!r} is none.")
     if model == "demo":
         return _DEMO
-    if Path(model).expanduser().is_dir():
+    if is_local(model):
         return Path(model).expanduser().resolve()
-    from huggingface_hub import snapshot_download
+    if model.startswith((".", "/", "~")):
+        raise ConfigError(f"--model: there is no folder {model!r}.")
+    from tune_app.models.hub import fetched  # what it imports takes half a second
 
-    try:
-        return Path(
-            snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
-        )
-    except Exception as error:  # the hub's client raises many unrelated types
-        raise ConfigError(f"--model: cannot fetch {model!r} from the hub: {error}") from error
+    return fetched(model, revision)
+
+
+def commit_of(model: str, revision: str | None) -> str:
+    """The commit of a hub's model that `model_folder` has fetched."""
+    from tune_app.models import hub
+
+    return hub.commit_of(model, revision)
+
+
+def is_local(model: str) -> bool:
+    """Whether `--model` names no hub's model: the demo or a folder."""
+    return model == "demo" or Path(model).expanduser().is_dir()
 
 
 def is_hub_name(model: str) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_app.models.folder import commit_of, is_local
+
 # Entries of config.json that say nothing about the weights.
 _INCIDENTAL = ("_name_or_path", "architectures", "torch_dtype", "transformers_version", "use_cache")
 _ENDS_BYTES = 2**20  # of each weight file that its fingerprint reads, at either end
@@ -26,14 +28,14 @@ class ModelIdentity:
     weights_fingerprint: str  # over names, sizes and both ends of the weight files
 
     @classmethod
-    def of(cls, name: str, folder: Path) -> ModelIdentity:
-        """The identity of the model in `folder` (`model_folder(name)`)."""
+    def of(cls, name: str, folder: Path, revision: str | None = None) -> ModelIdentity:
+        """The identity of the model in `folder`, which is `model_folder(name, revision)`."""
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         told = {key: value for key, value in config.items() if key not in _INCIDENTAL}
         return cls(
             name=name,
             family=str(config.get("model_type")),
-            revision=folder.name if folder.parent.name == "snapshots" else None,
+            revision=None if is_local(name) else commit_of(name, revision),
             # BLOOM's and Falcon's older files have names of their own
             hidden_size=int(config.get("hidden_size") or config.get("n_embed") or 0),
             num_blocks=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),

@@ -46,6 +46,7 @@ HELP = {
     },
     "model and swarm": {
         "model": "demo, a model's folder, or its name on a hub (organisation/name)",
+        "revision": "branch, tag or commit of a model on a hub; without it, its main branch",
         "backbone": "where the frozen blocks run: on Petals servers or in this process",
         "peers": "multiaddresses of your own swarm; without any, a private swarm is started",
         "request_tokens": "rows times tokens that your servers take in one request "

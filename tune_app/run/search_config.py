@@ -87,6 +87,7 @@ class SearchConfig:
     text_column: str | None = None
     label_column: str | None = None
     model: str = "demo"
+    revision: str | None = None  # of a hub's model: branch, tag or commit; None: its main branch
     backbone: BackboneKind = "swarm"
     peers: tuple[str, ...] = ()  # empty: a private swarm is started
     request_tokens: int | None = None  # None: as many as Petals' client sends

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import sys
 from dataclasses import replace
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
+from tune_app.models.checks import check_checkpoint, was_checked
 from tune_app.models.folder import model_folder, positions
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, check_search_config
@@ -76,6 +78,7 @@ _SAME_IN_A_RUN = (
     "text_column",
     "label_column",
     "model",
+    "revision",
     "dtype",
     "tuning_mode",
     "prompt_length",
@@ -142,16 +145,17 @@ def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None
 
 
 def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:
-    from tune_app.models.checks import check_checkpoint
-
     try:
-        folder = model_folder(config.model)
-        messages: list[str] = []
-        if config.backbone == "swarm":
-            check_checkpoint(folder, messages)
-        limit = positions(folder)
+        folder = model_folder(config.model, config.revision)
     except ConfigError as error:
         return error.messages
+    if not (config.quiet or was_checked(folder)):
+        print("checking the model's files ...", file=sys.stderr, flush=True)
+    mistakes: list[str] = []
+    check_checkpoint(folder, mistakes)
+    if mistakes:
+        return [f"--model: {mistake}" for mistake in mistakes]
+    messages, limit = [], positions(folder)
     longest = config.prompt_length if space is None else _longest_prompt(config, space)
     if limit is not None and longest + config.max_length > limit:
         messages.append(

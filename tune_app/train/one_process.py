@@ -66,7 +66,7 @@ def open_alone(
     server does not start.
     """
     warnings.simplefilter("ignore")  # of transformers and petals, about versions that are pinned
-    model = model_folder(config.model)
+    model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
         private = start_private_swarm(config, model, progress=progress)
         if private is not None:

@@ -78,7 +78,7 @@ def cluster(
     ray_died: called from a thread where the Ray that was started here loses one of its own
     processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
     """
-    model = model_folder(config.model)
+    model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
         private = start_private_swarm(config, model, progress=progress)
         if private is not None:
