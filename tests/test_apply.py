@@ -1,4 +1,4 @@
-"""Exported prompts in use: the same figures as when they were made, here and in Petals' classes."""
+"""Exported prompts in use: the same figures as when they were made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny_models import write_tiny_model
 from tests.trained import CLASSES, train_run, write_rows
 from tune_app.apply import cli as apply
-from tune_app.apply.inference import class_logits, next_token_logits, open_prompts
+from tune_app.apply.inference import class_logits, open_prompts
 from tune_app.apply.prompts_folder import read_about, read_weights
 from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
@@ -178,53 +177,3 @@ def test_head_that_has_seen_enough(run):
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
-
-
-# ---------------------------------------------------------------------------- Petals' own classes
-
-
-@pytest.mark.swarm
-@pytest.mark.parametrize(
-    ("family", "task", "mode"),
-    [("llama", "classification", "deep_ptune"), ("bloom", "causal-lm", "ptune")],
-)
-def test_the_documented_snippet_gives_our_logits(family, task, mode, tmp_path, monkeypatch):
-    from tune_app.serve.supervisor import private_swarm
-
-    run = RunDir(train_run(tmp_path, f"--tuning-mode={mode}", task=task, family=family))
-    card = (run.prompts / "README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    (snippet,) = [snippet for snippet in snippets if "petals" in snippet]
-    about = read_about(run.prompts)
-    ids = [[5, 60, 7, 80, 9, 100], [11, 12, 13]]
-    with private_swarm(about.model.name, threads=1) as swarm:
-        monkeypatch.chdir(run.prompts)
-        names = {"MODEL": about.model.name, "PEERS": swarm.peers}
-        exec(snippet, names)
-        model = names["model"]
-        pad = model.config.pad_token_id
-        padded_BT = torch.tensor([ids[0], [*ids[1], pad, pad, pad]])
-        config = replace(about.search_config(), backbone="swarm", peers=tuple(swarm.peers))
-        with (
-            torch.no_grad(),
-            open_prompts(run.prompts, about, config, progress=print) as prompts,
-        ):
-            if task == "classification":
-                theirs = model(padded_BT).logits
-                ours = class_logits(prompts.model, ids)
-            else:
-                theirs = torch.stack([model(torch.tensor([row])).logits[0, -1] for row in ids])
-                ours = torch.stack([next_token_logits(prompts.model, row) for row in ids])
-        _close(model)
-    assert ours.shape == theirs.shape
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert ours.std() > 0.01  # they say something
-
-
-def _close(model) -> None:
-    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
-
-    manager = model.transformer.h.sequence_manager
-    manager.shutdown()
-    RemoteExpertWorker.run_coroutine(manager.state.p2p.shutdown())
-    manager.dht.shutdown()

@@ -213,11 +213,12 @@ have to be padded, on the right, with `model.config.pad_token_id`; some models c
     return f"""\
 ## Load them into Petals' own class
 
-`MODEL` is the model's folder or hub name, `PEERS` the addresses of a swarm that serves it.
+Petals' classes want transformers 4.34 or earlier, so this takes an environment of its own, with
+petals 2.2 and what it requires. `MODEL` is the model's folder or hub name, `PEERS` the addresses of
+a swarm that serves it, tune_app's or Petals' own.
 
 ```python
 import torch
-import tune_app.petals_compat  # petals 2.2 needs it beside hivemind 1.1.11 or later
 from petals import {cls}
 from safetensors.torch import load_file
 
