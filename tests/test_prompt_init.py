@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+)
 
-from tests.tiny_models import FAMILIES, write_tiny_model
+from tests.tiny_models import write_tiny_model
 from tests.trials import CLASSES, VOCAB
 from tune_app.apply.inference import class_logits
 from tune_app.apply.prompts_folder import read_about
@@ -113,13 +120,34 @@ def test_deep_prompts_of_zero_begin_as_no_deep_prompts(backbone):
     assert not torch.allclose(normal, class_logits(plain, rows), atol=1e-2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_of_words_is_those_words(tmp_path, family):
-    """In every family, those that scale their embeddings too: words in the prompt and words in
-    front of the text are the same to the model."""
-    backbone = LocalBackbone(
-        write_tiny_model(family, tmp_path / family, vocab=VOCAB), device="cpu", dtype="float32"
-    )
+_TINY = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**_TINY),
+        Gemma2Config(**_TINY, query_pre_attn_scalar=8),  # scales embeddings in its forward
+        Gemma3TextConfig(**_TINY, query_pre_attn_scalar=8),  # scales them where it looks them up
+        BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_prompt_of_words_is_those_words(tmp_path, config):
+    """Words in the prompt and words in front of the text are the same to the model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    backbone = LocalBackbone(tmp_path, device="cpu", dtype="float32")
     words = (11, 12, 13)
     prompted = model_of(backbone, StartTokens(text=words), init="text", prompt_length=3)
     shorter = model_of(backbone, StartTokens(text=words[:1]), init="text", prompt_length=1)
@@ -243,6 +271,13 @@ def test_a_start_that_the_search_does_not_have_is_refused(tmp_path, init, more, 
     config = SearchConfig(space=space_file(tmp_path, init, more), backbone="local", **values)
     with pytest.raises(ConfigError, match=expected):
         check_everything(config)
+
+
+def test_a_prior_is_of_the_starts_that_are_left(tmp_path):
+    init = "{space: choice, categories: [normal], where_possible: [text], prior: {text: 1}}"
+    file = space_file(tmp_path, init)
+    assert load_space(file).within(SearchConfig()).parameters[1].prior is None
+    assert load_space(file).within(SearchConfig(init_text="x")).parameters[1].prior is not None
 
 
 def test_where_possible_is_for_init_alone(tmp_path):
