@@ -1,7 +1,7 @@
 """How good prompts get: the documented default against what a search finds, before and after the
 start of the prompts was a hyperparameter.
 
-    python -m benchmarks.prompt_quality --model FOLDER --sst2 FOLDER --newsgroups FOLDER
+    python -m benchmarks.prompt_quality --model smollm2 --sst2 FOLDER --newsgroups FOLDER
 
 Real configs on real tasks, each trained alone and judged by its validation rows; the test rows are
 looked at for the figures only. Every run is kept in results/prompt_quality.csv, so a second call
@@ -9,8 +9,8 @@ goes on where the first one ended, and the tables are made of what is there:
 
     python -m benchmarks.prompt_quality --tables
 
-FOLDER of --model is a causal language model: the results are of SmolLM2-135M-Instruct in bfloat16.
-Its runs take a minute or two of processor time each. The demo model is always there and cheap.
+`--model smollm2` makes the folder of SmolLM2-135M-Instruct as benchmarks.real_model does; it runs in
+bfloat16 and takes a minute or two of processor time for each run. The demo model is always there.
 
 Tasks, all with words as class names, 24 tokens a row:
 
@@ -36,6 +36,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import prompt_quality_tables as tables
+from benchmarks.real_model import smollm2
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import SearchConfig, TrialConfig
 
@@ -223,7 +224,7 @@ def read_runs(file: Path) -> set[Run]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct, or smollm2: fetch it")
     parser.add_argument("--sst2", type=Path, help="folder of train.tsv, dev.tsv and test.tsv")
     parser.add_argument("--newsgroups", type=Path, help="folder of 20newsgroups-*.tab")
     parser.add_argument("--seeds", type=int, default=3)
@@ -233,6 +234,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only make the tables anew")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if args.model == "smollm2":
+        args.model = smollm2(Path(args.cache).expanduser())
     if not args.tables:
         began, bench = time.monotonic(), Bench(args, args.out)
         models = [*(["smollm2"] if args.model is not None else []), "demo"]

@@ -13,9 +13,9 @@ from tune_app.run.search_config import ONE_CALL_ONLY, ConfigError, SearchConfig,
 from tune_app.run.typed import convert_fields, did_you_mean
 
 DESCRIPTION = """\
-Finds the learning rate, schedule, warmup, weight decay and prompt length for prompt tuning
-a frozen language model, and hands over the tuned prompts. Without any flag: a real search
-on a small model and a private swarm, in minutes.
+Finds the learning rate, schedule, warmup and weight decay, and the length and start of the prompts,
+for prompt tuning a frozen language model, and hands over the tuned prompts. Without any flag: a
+real search on a small model and a private swarm, in minutes.
 """
 
 EXAMPLE = """\

@@ -1,9 +1,8 @@
 """How prompts begin.
 
-What has been seen to matter most in short runs is how far a prompt begins from what the model
-knows: an element of normal(0, 1) is about as large as a whole step through many words (the words of
-SmolLM2-135M have a standard deviation of 0.14, Llama's less), so most of a run goes into leaving
-that start. Words of the vocabulary begin where the model can read them.
+A vector of normal(0, 1) is far longer than a word's: 8 times in SmolLM2-135M, 14 times in the demo
+model. A short run goes into leaving that start, while words of the vocabulary begin where the model
+can read them (benchmarks/results/prompt_quality.md).
 
     normal  normal(0, 1), as nn.Embedding in Petals and in PEFT (its RANDOM): the documented default
     vocab   the words of sampled frequent tokens: "sampled vocabulary" of Lester et al. 2021, "The
