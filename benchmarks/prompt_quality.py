@@ -9,8 +9,8 @@ goes on where the first one ended, and the tables are made of what is there:
 
     python -m benchmarks.prompt_quality --tables
 
-`--model smollm2` makes the folder of SmolLM2-135M-Instruct as benchmarks.real_model does; it runs in
-bfloat16 and takes a minute or two of processor time for each run. The demo model is always there.
+`--model smollm2` makes the folder of SmolLM2-135M-Instruct as benchmarks.real_model does. It runs
+in bfloat16; each run takes a minute or two of processor time. The demo model is always there.
 
 Tasks, all with words as class names, 24 tokens a row:
 
