@@ -47,8 +47,7 @@ def _train_together(backbone, data, configs) -> list[float]:
     from tune_app.train.prompt_model import PromptTunedModel
 
     models = [
-        PromptTunedModel(backbone, None, data.task, len(data.class_names), config)
-        for config in configs
+        PromptTunedModel(backbone, None, data.task, data.outputs, config) for config in configs
     ]
     optimizers = [
         build_optimizer(model.parameters(), config)

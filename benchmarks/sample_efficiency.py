@@ -154,7 +154,7 @@ class Curves:
             curve: Curve = []
             with packer.member():
                 model = PromptTunedModel(
-                    packer.backbone, packer.run, data.task, len(data.class_names), config
+                    packer.backbone, packer.run, data.task, data.outputs, config
                 )
                 run = TrainingRun(model, data, config)
                 run.train(lambda report: curve.append((report.objective, report.tokens)))

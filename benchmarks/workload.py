@@ -10,7 +10,7 @@ from typing import Any, Self
 import optuna
 
 from tune_app.models.folder import model_folder
-from tune_app.run.search_config import BackboneKind, SearchConfig, Task, TrialConfig
+from tune_app.run.search_config import BackboneKind, SearchConfig, TrialConfig
 from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space
@@ -32,7 +32,7 @@ class Workload:
     folder: str
     backbone: BackboneKind = "local"
     peers: tuple[str, ...] = ()
-    task: Task = "classification"
+    task: str = "classification"
     trials: int = 24
     steps: int = 40
     rows: int = 4

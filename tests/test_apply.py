@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny_models import write_tiny_model
 from tests.trained import CLASSES, train_run, write_rows
 from tune_app.apply import cli as apply
-from tune_app.apply.inference import class_logits, open_prompts
+from tune_app.apply.inference import open_prompts, row_scores
 from tune_app.apply.prompts_folder import read_about, read_weights
 from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
@@ -92,7 +92,7 @@ def test_lines_in_labels_out(run, capsys, monkeypatch):
         for line, answer in zip(lines, said, strict=False):
             if line:
                 ids = prompts.tokenizer(line)["input_ids"][: about.max_length]
-                logits_C = class_logits(prompts.model, [ids])[0]
+                logits_C = row_scores(prompts.model, [ids])[0]
                 label, probability = answer.split("\t")
                 assert label == CLASSES[logits_C.argmax()]
                 assert float(probability) == pytest.approx(

@@ -93,12 +93,12 @@ def test_flag_values(argv, field, value):
 
 def test_all_mistakes_of_flags_and_yaml_together(tmp_path):
     file = tmp_path / "my.yaml"
-    file.write_text("trails: 3\ntask: clasification\nsteps: many\n")
+    file.write_text("trails: 3\nsampler: tpee\nsteps: many\n")
     argv = ["--batchsize", "4", "--backbone", "swram", "--trials", "1.5", "extra", "--model"]
     messages = "\n".join(mistakes("--config", str(file), *argv, "--token-budget", "lots"))
     for expected in (
         "my.yaml: trails: unknown. Did you mean 'trials'?",
-        "my.yaml: task: must be one of causal-lm, classification; got 'clasification'. Did you",
+        "my.yaml: sampler: must be one of tpe, random, gp, cmaes; got 'tpee'. Did you mean 'tpe'?",
         "my.yaml: steps: must be a whole number, got 'many'",
         "--batchsize: unknown flag. Did you mean '--batch-size'?",
         "--backbone: must be one of swarm, local; got 'swram'. Did you mean 'swarm'?",
@@ -171,7 +171,6 @@ def test_yaml_round_trip(tmp_path_factory, lr, trials, budget, column):
         ({"valid": "v.csv"}, "--valid: needs --train"),
         ({"train": "nowhere.csv"}, "--train: there is no file 'nowhere.csv'"),
         ({"label_column": "y"}, "--label-column: names a column of your own data"),
-        ({"task": "causal-lm", "label_column": "y"}, "learns from text alone"),
         ({"model": "dmeo"}, "Did you mean 'demo'?"),
         ({"model": "a/b/c"}, "--model: must be demo, a model's folder or a hub name"),
         ({"model": "tests"}, "the folder 'tests' has no config.json"),

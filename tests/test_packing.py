@@ -141,7 +141,7 @@ def test_assembled_rows_are_prompt_text_and_zeros(requests, limit):
 SPECS = st.lists(
     st.builds(
         Spec,
-        task=st.sampled_from(["causal-lm", "classification"]),
+        task=st.sampled_from(["causal-lm", "classification", "regression"]),
         tuning_mode=st.sampled_from(["ptune", "deep_ptune"]),
         prompt_length=st.integers(1, 6),
         lengths=st.lists(st.integers(2, 14), min_size=1, max_size=5).map(tuple),

@@ -28,6 +28,7 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig, check_search_config
 from tune_app.search.checks import check_everything
 from tune_app.study.yaml_space import load_space
+from tune_app.tasks.classification import CLASSIFICATION
 from tune_app.tasks.loading import load_task_data
 from tune_app.tasks.start_tokens import MOST_FREQUENT, StartTokens, start_tokens
 from tune_app.train import cli as train
@@ -53,7 +54,7 @@ def model_of(backbone, start=START, **values) -> PromptTunedModel:
     run = partial(run_alone, backbone)
     config = TrialConfig(**values)
     assert config.check() == []
-    return PromptTunedModel(backbone, run, "classification", CLASSES, config, start)
+    return PromptTunedModel(backbone, run, CLASSIFICATION, CLASSES, config, start)
 
 
 def token_of(backbone, vector_H: torch.Tensor) -> int | None:

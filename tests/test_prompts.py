@@ -10,10 +10,19 @@ import pytest
 import torch
 
 from tests.tiny_models import write_tiny_model
-from tests.trials import CLASSES, MIXED, VOCAB, float64_throughout, make_trial, random_dataset
+from tests.trials import (
+    CLASSES,
+    MIXED,
+    NAMES,
+    VOCAB,
+    float64_throughout,
+    make_trial,
+    random_dataset,
+)
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.run.trial_config import TrialConfig
+from tune_app.tasks.known import TASKS
 from tune_app.train.prompt_model import PromptTunedModel
 
 HIDDEN, BLOCKS = 32, 2
@@ -31,7 +40,9 @@ def backbone(folder):
 
 def model_of(backbone, task="causal-lm", **values) -> PromptTunedModel:
     run = partial(run_alone, backbone)
-    return PromptTunedModel(backbone, run, task, CLASSES, TrialConfig(**values))
+    return PromptTunedModel(
+        backbone, run, TASKS[task], TASKS[task].outputs(NAMES), TrialConfig(**values)
+    )
 
 
 @pytest.mark.parametrize(

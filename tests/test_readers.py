@@ -21,7 +21,7 @@ def write(path: Path, content: str) -> str:
 
 def error_of(path: str, **options) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        read_texts(path, **{"labelled": True, **options})
+        read_texts(path, **{"labels": "classes", **options})
     return caught.value.messages
 
 
@@ -35,7 +35,7 @@ def test_all_formats_read_the_same(ending, tmp_path):
     else:
         FRAME.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
     for where in (path, f"file://{path}"):
-        read = read_texts(where, labelled=True)
+        read = read_texts(where, labels="classes")
         assert read.texts == list(FRAME.text)
         assert read.labels == ["1", "0", "1"]
         assert read.notes == []
@@ -45,14 +45,14 @@ def test_all_formats_read_the_same(ending, tmp_path):
 def test_plain_text_is_one_stream(ending, tmp_path):
     path = tmp_path / f"book.{ending}"
     path.write_bytes(gzip.compress(b"a\n\nb") if ending == "txt.gz" else b"a\n\nb")
-    read = read_texts(str(path), labelled=False)
+    read = read_texts(str(path), labels="none")
     assert read.is_stream
     assert read.texts == ["a\n\nb"]
 
 
 def test_headerless_tsv_with_stray_quotes_is_recognised(tmp_path):
     path = write(tmp_path / "sst.tsv", '"fresh and\t1\nso "dull\t0\n"a gem" at last\t1\n')
-    read = read_texts(path, labelled=True)
+    read = read_texts(path, labels="classes")
     assert read.texts == ['"fresh and', 'so "dull', '"a gem" at last']
     assert read.labels == ["1", "0", "1"]
     (note,) = read.notes
@@ -73,7 +73,7 @@ def test_headerless_tsv_with_stray_quotes_is_recognised(tmp_path):
 )
 def test_header_is_seen_from_the_first_line(first, header, tmp_path):
     path = write(tmp_path / "data.tsv", f"{first}\nwell done\tpos\nnot at all\tneg\n")
-    read = read_texts(path, labelled=True)
+    read = read_texts(path, labels="classes")
     assert len(read.texts) == (2 if header else 3)
 
 
@@ -86,21 +86,21 @@ def test_columns_by_name_and_by_number(text, label, tmp_path):
         frame = {"id": [7, 8], "stars": [4, 5], "remark": ["x y", "z"]}
         columns = {"text_column": text, "label_column": label}
     pd.DataFrame(frame).to_csv(tmp_path / "data.csv", index=False)
-    read = read_texts(str(tmp_path / "data.csv"), labelled=True, **columns)
+    read = read_texts(str(tmp_path / "data.csv"), labels="classes", **columns)
     assert read.texts == ["x y", "z"]
     assert read.labels == ["4", "5"]
 
 
 def test_two_columns_of_unusual_names_are_told_apart(tmp_path):
     path = write(tmp_path / "data.csv", "verdict,remark\npos,well done\nneg,not at all\n")
-    read = read_texts(path, labelled=True)
+    read = read_texts(path, labels="classes")
     assert read.texts == ["well done", "not at all"]
     assert "text is column 'remark', label is column 'verdict'" in read.notes[0]
 
 
 def test_empty_texts_are_dropped_with_their_labels(tmp_path):
     path = write(tmp_path / "data.csv", "text,label\na,x\n,y\n  ,y\nb,z\n")
-    read = read_texts(path, labelled=True)
+    read = read_texts(path, labels="classes")
     assert (read.texts, read.labels) == (["a", "b"], ["x", "z"])
     assert read.notes == ["data.csv: 2 empty texts were dropped"]
 
@@ -128,7 +128,7 @@ def test_missing_file_suggests_its_neighbour(tmp_path):
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"', "cannot be read as jsonl"),
         ("a.parquet", b"PAR1 not really", "cannot be read as parquet"),
         ("a.tsv.gz", b"not packed", "cannot be read as tsv"),
-        ("a.txt", b"plain", "classification needs labels"),
+        ("a.txt", b"plain", "needs labels"),
         ("a.docx", b"x", "got '.docx'"),
         ("a", b"x", "got 'no ending'"),
         ("a.csv", b"text,text\na,x\n", "column names must differ"),

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -16,9 +17,11 @@ from transformers import (
 )
 
 import tune_app.models.demo
+from tune_app.run.flags import HELP
 from tune_app.run.search_config import ConfigError, SearchConfig
-from tune_app.tasks import causal_lm, classification
-from tune_app.tasks.data import IGNORED, DataOrder, Dataset
+from tune_app.tasks import causal_lm, classification, regression
+from tune_app.tasks.data import IGNORED, DataOrder, Dataset, last_token
+from tune_app.tasks.known import TASKS, check_task
 from tune_app.tasks.loading import load_task_data
 
 ROWS = [[1, 5, 6, 7, 8], [1, 9], [1, 10, 11]]
@@ -71,6 +74,27 @@ def messages_of(config: SearchConfig, tokenizer) -> list[str]:
     return caught.value.messages
 
 
+# Tasks by name
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"task": "clasification"}, "--task: must be one of classification, causal-lm, regression"),
+        ({"task": "clasification"}, "Did you mean 'classification'?"),
+        ({"task": "causal-lm", "label_column": "y", "train": "x.csv"}, "learns from text alone"),
+        ({"task": "regression"}, "no built-in data; give --train"),
+    ],
+)
+def test_a_task_and_its_settings_are_checked(values, expected):
+    (message,) = check_task(SearchConfig(**values))
+    assert expected in message
+
+
+def test_help_names_every_task():
+    assert all(name in HELP["what to search"]["task"] for name in TASKS)
+
+
 # Losses, against Hugging Face
 
 
@@ -81,48 +105,75 @@ def test_causal_lm_loss_equals_hugging_face():
     with torch.no_grad():
         reference = model(batch.tokens_BT, labels=batch.labels)
         hidden_BTH = model.model(batch.tokens_BT).last_hidden_state
-        ours = causal_lm.loss(model.lm_head(hidden_BTH), batch.labels)
-    torch.testing.assert_close(ours, reference.loss)
+        nll, sums = causal_lm.loss_sum(model.lm_head(hidden_BTH), batch.labels)
+    torch.testing.assert_close(nll / sums["targets"], reference.loss)
 
 
 def test_causal_lm_sums_do_not_depend_on_the_batches():
     logits_BTV = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
     dataset = Dataset(ROWS)
-    whole_nll, whole_tokens = causal_lm.loss_sum(logits_BTV, dataset.batch([0, 1, 2]).labels)
-    assert whole_tokens == 4 + 1 + 2
+    whole_nll, whole = causal_lm.loss_sum(logits_BTV, dataset.batch([0, 1, 2]).labels)
+    assert whole == {"targets": 4 + 1 + 2}
     nll, tokens = 0.0, 0
     for i in range(3):
         labels_BT = dataset.batch([i]).labels
-        row_nll, row_tokens = causal_lm.loss_sum(
-            logits_BTV[i : i + 1, : labels_BT.shape[1]], labels_BT
-        )
-        nll, tokens = nll + row_nll.item(), tokens + row_tokens
-    assert tokens == whole_tokens
+        row_nll, row = causal_lm.loss_sum(logits_BTV[i : i + 1, : labels_BT.shape[1]], labels_BT)
+        nll, tokens = nll + row_nll.item(), tokens + row["targets"]
+    assert tokens == whole["targets"]
     assert nll == pytest.approx(whole_nll.item(), rel=1e-6)
 
 
 def test_perplexity():
-    assert causal_lm.perplexity(6.0, 3) == pytest.approx(math.exp(2))
-    assert causal_lm.perplexity(1e6, 1) == math.inf
+    assert causal_lm.perplexity(2.0) == pytest.approx(math.exp(2))
+    assert causal_lm.perplexity(1e6) == math.inf
 
 
 def test_classification_equals_hugging_face():
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(TINY).eval()
-    batch = Dataset(ROWS, classes=[2, 0, 1]).batch([0, 1, 2])
+    batch = Dataset(ROWS, labels=[2, 0, 1]).batch([0, 1, 2])
     with torch.no_grad():
         reference = model(batch.tokens_BT, labels=batch.labels)
         hidden_BTH = model.model(batch.tokens_BT).last_hidden_state
-        logits_BC = model.score(classification.last_token(hidden_BTH, batch.lengths_B))
+        logits_BC = model.score(last_token(hidden_BTH, batch.lengths_B))
     torch.testing.assert_close(logits_BC, reference.logits)
-    torch.testing.assert_close(classification.loss(logits_BC, batch.labels), reference.loss)
-    loss_sum, rows = classification.loss_sum(logits_BC, batch.labels)
-    torch.testing.assert_close(loss_sum / rows, reference.loss)
+    loss_sum, sums = classification.loss_sum(logits_BC, batch.labels)
+    torch.testing.assert_close(loss_sum / sums["targets"], reference.loss)
 
 
-def test_correct_counts_the_rows_whose_own_class_scores_highest():
+def test_accuracy_counts_the_rows_whose_own_class_scores_highest():
     logits_BC = torch.tensor([[0.1, 2.0], [3.0, 1.0], [0.0, 1.0]])
-    assert classification.correct(logits_BC, torch.tensor([1, 1, 1])) == 2
+    _, sums = classification.loss_sum(logits_BC, torch.tensor([1, 1, 1]))
+    figures = classification.CLASSIFICATION.figures(0.0, sums)
+    assert figures == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_regression_equals_hugging_face():
+    torch.manual_seed(0)
+    config = LlamaConfig(**TINY.to_diff_dict() | {"num_labels": 1, "problem_type": "regression"})
+    model = LlamaForSequenceClassification(config).eval()
+    batch = Dataset(ROWS, labels=[-0.5, 1.25, 0.0]).batch([0, 1, 2])
+    with torch.no_grad():
+        reference = model(batch.tokens_BT, labels=batch.labels)
+        hidden_BTH = model.model(batch.tokens_BT).last_hidden_state
+        outputs_B1 = model.score(last_token(hidden_BTH, batch.lengths_B))
+    loss_sum, sums = regression.loss_sum(outputs_B1, batch.labels)
+    torch.testing.assert_close(loss_sum / sums["targets"], reference.loss)
+
+
+def test_r2_over_batches_equals_numpys_squared_correlation_of_the_best_line():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=40)
+    y = (2 * x + draw.normal(size=40)).astype(np.float32)
+    fitted = np.polyval(np.polyfit(x, y, 1), x).astype(np.float32)
+    total, sums = 0.0, {}
+    for part in (slice(0, 7), slice(7, 40)):
+        outputs_B1 = torch.from_numpy(fitted[part])[:, None]
+        loss, more = regression.loss_sum(outputs_B1, torch.from_numpy(y[part]))
+        total += float(loss)
+        sums = {name: sums.get(name, 0.0) + value for name, value in more.items()}
+    assert regression.r2(total / 40, sums) == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2, rel=1e-5)
+    assert math.isnan(regression.r2(0.5, {"targets": 2, "labels": 2.0, "squares": 2.0}))
 
 
 # Batches and their order
@@ -136,7 +187,7 @@ def test_batch_is_padded_right_to_its_longest_row():
 
 
 def test_batch_of_classes():
-    assert Dataset(ROWS, classes=[2, 0, 1]).batch([2, 0]).labels.tolist() == [1, 2]
+    assert Dataset(ROWS, labels=[2, 0, 1]).batch([2, 0]).labels.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 23])

@@ -39,7 +39,9 @@ def _packed_losses(run: RunDir, others: list[TrialConfig]) -> list[tuple[float, 
 
     def run_trial(trial: TrialConfig, report) -> None:
         with packer.member():
-            model = PromptTunedModel(packer.backbone, packer.run, data.task, 3, trial, data.start)
+            model = PromptTunedModel(
+                packer.backbone, packer.run, data.task, data.outputs, trial, data.start
+            )
             TrainingRun(model, data, trial).train(report)
 
     trial = TrialConfig.from_dict(config.trial)

@@ -7,19 +7,23 @@ from functools import partial
 from pathlib import Path
 
 from tests.tiny_models import write_tiny_model
-from tests.trials import CLASSES, VOCAB, random_dataset
+from tests.trials import NAMES, VOCAB, random_dataset
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.tasks.data import Dataset, TaskData
+from tune_app.tasks.known import TASKS
+from tune_app.tasks.summary import summarise
 from tune_app.train.loop import TrainingRun
 from tune_app.train.prompt_model import PromptTunedModel
 
 
 def task_data(task: str, train: Dataset, valid: Dataset, test: Dataset) -> TaskData:
-    names = tuple("abc"[:CLASSES]) if task == "classification" else ()
-    return TaskData(task, train, valid, test, names, [], "")
+    names = NAMES if task == "classification" else ()
+    splits = {"train": train, "valid": valid, "test": test}
+    summary = summarise(TASKS[task], splits, names, None)
+    return TaskData(TASKS[task], train, valid, test, names, [], "", summary)
 
 
 def random_data() -> dict[str, TaskData]:
@@ -39,7 +43,7 @@ def tiny_backbone(folder: Path) -> LocalBackbone:
 def make_run(backbone, data: TaskData, config: TrialConfig) -> TrainingRun:
     assert config.check() == []
     run = partial(run_alone, backbone)
-    model = PromptTunedModel(backbone, run, data.task, len(data.class_names), config)
+    model = PromptTunedModel(backbone, run, data.task, data.outputs, config)
     return TrainingRun(model, data, config)
 
 

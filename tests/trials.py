@@ -15,12 +15,14 @@ from tune_app.backbones.packing import Answer, Request
 from tune_app.backbones.protocol import Backbone
 from tune_app.run.trial_config import TrialConfig
 from tune_app.tasks.data import Batch, Dataset
+from tune_app.tasks.known import TASKS
 from tune_app.train.prompt_model import PromptTunedModel
 
 # Models of this size gain nothing by a second thread, and much time is lost between two.
 torch.set_num_threads(1)
 
 CLASSES = 3
+NAMES = ("a", "b", "c")
 VOCAB = 64  # of the tiny models in tests of the core
 
 
@@ -31,8 +33,9 @@ def random_rows(lengths: list[int], seed: int) -> list[list[int]]:
 
 
 def random_dataset(task: str, lengths: list[int], seed: int) -> Dataset:
-    classes = [i % CLASSES for i in range(len(lengths))] if task == "classification" else None
-    return Dataset(random_rows(lengths, seed), classes)
+    rows = range(len(lengths))
+    labels = {"classes": [i % CLASSES for i in rows], "numbers": [i % 5 - 1.5 for i in rows]}
+    return Dataset(random_rows(lengths, seed), labels.get(TASKS[task].labels))
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def make_trial(backbone: Backbone, spec: Spec, run=None) -> Trial:
         tuning_mode=spec.tuning_mode, prompt_length=spec.prompt_length, seed=spec.seed
     )
     run = run or partial(run_alone, backbone)
-    model = PromptTunedModel(backbone, run, spec.task, CLASSES, config)
+    task = TASKS[spec.task]
+    model = PromptTunedModel(backbone, run, task, task.outputs(NAMES), config)
     if backbone.dtype == torch.float64:
         model.double()
     batch = random_dataset(spec.task, list(spec.lengths), spec.seed).batch(range(len(spec.lengths)))

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Loads tuned prompts, on the swarm they were tuned on or on this machine, and completes a text
-(causal LM), classifies lines (label, tab, probability), or evaluates on a file."""
+(causal LM), classifies lines (label, tab, probability) or gives each its number (regression), or
+evaluates on a file."""
 _TEST_SPLIT = ""  # what --evaluate is without a file
-_LINES_AT_ONCE = 64  # that are classified together, where no person types them
+_LINES_AT_ONCE = 64  # that are answered together, where no person types them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,8 +146,8 @@ def _apply(
         with open_prompts(folder, about, config, progress=terminal.progress) as prompts:
             if options.evaluate is not None:
                 _evaluate(options, prompts, config, terminal)
-            elif about.task == "classification":
-                _classify(options, prompts, terminal)
+            elif prompts.task.answer is not None:
+                _answer(options, prompts, terminal)
             else:
                 _complete(options, prompts, terminal)
     except BackboneUnavailable as error:
@@ -175,6 +176,7 @@ def _evaluate(
             replace(config, **columns),
             prompts.tokenizer,
             prompts.about.class_names,
+            prompts.about.scale,
         )
         split = Path(options.evaluate).name
     for note in notes:
@@ -187,17 +189,17 @@ def _evaluate(
     print(f"{split}: {text} ({len(rows)} rows)")
 
 
-def _classify(options: argparse.Namespace, prompts: Prompts, terminal: Terminal) -> None:
+def _answer(options: argparse.Namespace, prompts: Prompts, terminal: Terminal) -> None:
     """A line for each line, so that `paste` puts them together; blank for a blank one."""
     for lines in _lines(options, terminal):
-        found = iter(prompts.classify([line for line in lines if line]) if any(lines) else [])
+        found = iter(prompts.answers([line for line in lines if line]) if any(lines) else [])
         terminal.erase()
         for line in lines:
-            print("{}\t{:.4f}".format(*next(found)) if line else "", flush=True)
+            print(next(found) if line else "", flush=True)
 
 
 def _lines(options: argparse.Namespace, terminal: Terminal) -> Iterator[list[str]]:
-    """The texts to classify, some at a time; one at a time where a person types them."""
+    """The texts to answer, some at a time; one at a time where a person types them."""
     if options.prompt is not None:
         yield [options.prompt.strip()]
         return
@@ -234,9 +236,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run, or a folder of prompts")
     text = parser.add_argument_group("what to work on (without any of these: standard input)")
-    text.add_argument("--prompt", metavar="TEXT", help="the text to complete or to classify")
     text.add_argument(
-        "--input", type=Path, metavar="FILE", help="the text to complete, or the lines to classify"
+        "--prompt", metavar="TEXT", help="the text to complete, to classify or to give its number"
+    )
+    text.add_argument(
+        "--input", type=Path, metavar="FILE", help="the text to complete, or one text a line"
     )
     text.add_argument(
         "--evaluate",

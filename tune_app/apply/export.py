@@ -14,6 +14,7 @@ from tune_app.report.results import Results, load
 from tune_app.run.flags import HELP
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig
+from tune_app.tasks.summary import DataSummary
 
 # Settings of the search that the prompts' own evaluation needs again, beside task and model.
 _SETTINGS = (*HELP["data"], "init_text", "backbone", "peers", "dtype")
@@ -40,6 +41,7 @@ def export_best(run: RunDir) -> Path | None:
     )
     settings = SearchConfig.from_yaml(run.search_yaml)
     started = next(event for event in run.events() if event["event"] == "search_started")
+    summary = DataSummary.from_dict(started.get("data"))
     about = About(
         model=ModelIdentity.of(
             settings.model,
@@ -56,6 +58,7 @@ def export_best(run: RunDir) -> Path | None:
         search={name: getattr(settings, name) for name in _SETTINGS},
         data_fingerprint=started["fingerprint"],
         tune_app=_version(),
+        scale=None if summary is None else summary.scale,
     )
     return write_prompts(run.prompts, state["model"], about)
 

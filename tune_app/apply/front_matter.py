@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tune_app.models.folder import is_hub_name
+from tune_app.tasks.known import task_named
 
 if TYPE_CHECKING:
     from tune_app.apply.prompts_folder import About
 
-_HUB_TASKS = {"causal-lm": "text-generation", "classification": "text-classification"}
 _HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 
 
 def front_matter(about: About, title: str) -> str:
     """The block with its `---` lines."""
-    name, task = about.model.name, _HUB_TASKS[about.task]
+    name, task = about.model.name, task_named(about.task).hub_task
     train = about.search.get("train")
     dataset = _HUB_DATASET.match(train or "")
     data: dict[str, Any] = {}

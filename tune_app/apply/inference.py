@@ -1,4 +1,4 @@
-"""What tuned prompts are for: classes of texts, and texts gone on with.
+"""What tuned prompts are for: classes of texts or numbers for them, and texts completed.
 
 Shapes: see `backbones/__init__.py`.
 """
@@ -19,8 +19,9 @@ from tune_app.backbones.packer import run_alone
 from tune_app.backbones.packing import Sums
 from tune_app.models.folder import model_folder, positions
 from tune_app.run.search_config import ConfigError, SearchConfig
-from tune_app.tasks import classification
-from tune_app.tasks.data import Dataset
+from tune_app.tasks.base import Task
+from tune_app.tasks.data import Dataset, last_token
+from tune_app.tasks.known import task_named
 from tune_app.train.loop import EVALUATION_ROWS, evaluation_batches
 from tune_app.train.one_process import open_alone
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
@@ -35,16 +36,27 @@ class Prompts:
     tokenizer: Any
     most_positions: int | None
 
+    @property
+    def task(self) -> Task:
+        return self.model.task
+
     def evaluate(self, rows: Dataset) -> Evaluation:
         """Loss and metric over all rows, as a search's test figures are computed."""
         return self.model.evaluate(evaluation_batches(rows, EVALUATION_ROWS))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """(class name, its probability) of each text, cut to the length of training."""
-        rows = [ids[: self.about.max_length] for ids in self._tokens(texts)]
-        most_B, classes_B = class_probabilities(self.model, rows).max(-1)
+        most_B, classes_B = class_probabilities(self.model, self._rows(texts)).max(-1)
         names = self.about.class_names
         return [(names[i], most) for i, most in zip(classes_B, most_B.tolist(), strict=True)]
+
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """A line for each text, cut to the length of training: class, tab and probability, or a
+        number, as the task has it."""
+        if self.task.answer is None:
+            raise ValueError(f"prompts for {self.task.name} complete texts")
+        scores_BC = row_scores(self.model, self._rows(texts))
+        return self.task.answer(scores_BC, self.about.class_names, self.about.scale)
 
     def complete(self, text: str, max_new_tokens: int) -> Iterator[str]:
         """Yields the continuation piece by piece: greedy, up to the end-of-text token.
@@ -72,6 +84,9 @@ class Prompts:
                 yield whole[len(done) :]
                 done = whole
 
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids[: self.about.max_length] for ids in self._tokens(texts)]
+
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
         if not all(ids):
@@ -86,33 +101,34 @@ def open_prompts(
     """The prompts in `folder` on the backbone that the config names; see `open_alone`."""
     with open_alone(config, progress=progress) as (backbone, tokenizer):
         run = partial(run_alone, backbone)
-        classes = len(about.class_names)
+        task = task_named(about.task)
         # How the prompts began does not matter any more: they are replaced at once.
         trial = replace(about.config, init="normal", deep_init="normal")
-        model = PromptTunedModel(backbone, run, about.task, classes, trial)
+        model = PromptTunedModel(backbone, run, task, task.outputs(about.class_names), trial)
         model.load_state_dict(read_weights(folder))
         yield Prompts(
             about, model, tokenizer, positions(model_folder(config.model, config.revision))
         )
 
 
-def class_logits(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B, C]: the score of each class for each row of token ids, none of them empty."""
+def row_scores(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[B, C]: the score head's outputs for each row of token ids, none of them empty: a score for
+    each class, say."""
     batch = Dataset(rows, [0] * len(rows)).batch(range(len(rows)))  # labels: not looked at
     score_CH = model.score
     if score_CH is None:
-        raise ValueError("the prompts have no score head: they were tuned for causal LM")
+        raise ValueError("the prompts have no score head: they were tuned to complete texts")
 
     def scores(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
-        pooled_BH = classification.last_token(hidden_BTH, batch.lengths_B[part])
+        pooled_BH = last_token(hidden_BTH, batch.lengths_B[part])
         return pooled_BH.to(score_CH.dtype) @ score_CH.T
 
     return _apply(model, batch, scores)
 
 
 def class_probabilities(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B, C], float32: `class_logits` as probabilities."""
-    return class_logits(model, rows).float().softmax(-1)
+    """[B, C], float32: `row_scores` as probabilities of classes."""
+    return row_scores(model, rows).float().softmax(-1)
 
 
 def next_token_logits(model: PromptTunedModel, tokens: Sequence[int]) -> torch.Tensor:

@@ -11,16 +11,13 @@ from tune_app.models.folder import is_hub_name, model_folder
 from tune_app.report.words import number, trained_by
 from tune_app.run.trial_config import TrialConfig
 from tune_app.serve.supervisor import dht_prefix_of
+from tune_app.tasks.known import task_named
 
 if TYPE_CHECKING:
     from tune_app.apply.prompts_folder import About
 
 # Where Petals' classes keep the model without its head. All of them also answer to `transformer`.
 _PETALS_BASE = {"llama": "model", "bloom": "transformer", "falcon": "transformer"}
-_PETALS_CLASS = {
-    "causal-lm": "AutoDistributedModelForCausalLM",
-    "classification": "AutoDistributedModelForSequenceClassification",
-}
 
 
 def model_card(about: About) -> str:
@@ -51,12 +48,17 @@ def _results(about: About) -> str:
     for split, values in about.metrics.items():
         cells = [number(values.get(column), column) for column in columns]
         lines.append(f"| {split} | {' | '.join(cells)} |")
-    unit = "token" if about.task == "causal-lm" else "row"
+    task = task_named(about.task)
     lines.append("")
     made = trained_by(about.trial, about.trained_as, about.config.seed)
-    lines.append(f"Loss in nats per {unit}, of these very weights: {made}.")
+    lines.append(f"Loss in {task.loss} per {task.unit}, of these very weights: {made}.")
     if about.class_names:
         lines.append(f"Classes, in the order of the scores: {', '.join(about.class_names)}.")
+    if about.scale is not None:
+        lines.append(
+            f"An answer is {number(about.scale.mean)} plus {number(about.scale.std)} times the "
+            "score."
+        )
     return "## Results\n\n" + "\n".join(lines)
 
 
@@ -80,10 +82,11 @@ def _without_tune_app(about: About) -> list[str]:
 PEFT has no adapter for deep prompts (`deep_ptune`), which are added to the input of every block, so
 there is none in this folder."""
         ]
-    if about.task == "causal-lm":
+    outputs = task_named(about.task).outputs(about.class_names)
+    if not outputs:
         return [_PEFT_CAUSAL_LM, _TENSOR]
     values = {
-        "CLASSES": len(about.class_names),
+        "CLASSES": outputs,
         "MAX_LENGTH": about.max_length,
         "BEFORE": about.config.prompt_length - 1,
     }
@@ -178,10 +181,10 @@ print(llm.generate({"prompt_embeds": embeds})[0].outputs[0].text)
 
 def _petals(about: About) -> str:
     """How to load the weights into Petals' own class; nothing for a family that Petals lacks."""
-    family, config = about.model.family, about.config
-    if family not in _PETALS_BASE:
+    family, config, task = about.model.family, about.config, task_named(about.task)
+    if family not in _PETALS_BASE or not task.petals_class:
         return ""
-    cls = _PETALS_CLASS[about.task]
+    cls, outputs = task.petals_class, task.outputs(about.class_names)
     dtype = about.search["dtype"]
     options = [f'tuning_mode="{config.tuning_mode}"', f"pre_seq_len={config.prompt_length}"]
     paths = {"prompt_embeddings": "transformer.prompt_embeddings.weight"}
@@ -189,8 +192,8 @@ def _petals(about: About) -> str:
         paths["intermediate_prompt_embeddings"] = (
             "transformer.intermediate_prompt_embeddings.weight"
         )
-    if about.task == "classification":
-        options.append(f"num_labels={len(about.class_names)}")
+    if outputs:
+        options.append(f"num_labels={outputs}")
         paths["score"] = "score.weight"
     if not is_hub_name(about.model.name):
         # Petals would derive it from the folder's whole path
@@ -205,7 +208,7 @@ def _petals(about: About) -> str:
         for name, path in paths.items()
     )
     note = ""
-    if about.task == "classification":
+    if outputs:
         note = """
 
 The class takes a row's last token before the padding, so rows of different length in one batch
@@ -258,10 +261,11 @@ def _training(about: About) -> str:
         changed[at] += f" (`{about.search['init_text']}`)"
     data = about.search.get("train")
     source = "the built-in text of the task" if data is None else f"`{Path(data).name}`"
+    score = " and the score head" if task_named(about.task).outputs(about.class_names) else ""
     return f"""\
 ## Training
 
-AdamW over the prompts{" and the score head" if about.class_names else ""} alone, on {source}, cut
+AdamW over the prompts{score} alone, on {source}, cut
 to {about.max_length} tokens a row: {", ".join(changed)}; everything else as `TrialConfig` has it.
 `prompts.json` holds the whole configuration."""
 

@@ -22,8 +22,9 @@ from tune_app.apply.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter
 from tune_app.models.folder import is_local
 from tune_app.models.identity import ModelIdentity
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig, Task, TrialConfig
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.typed import convert_fields
+from tune_app.tasks.base import Scale
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +37,8 @@ class About:
     """All that prompts.json says beside the weights' own checksum."""
 
     model: ModelIdentity
-    task: Task
-    class_names: tuple[str, ...]  # by class index; empty for causal LM
+    task: str
+    class_names: tuple[str, ...]  # by class index; empty where labels are no classes
     max_length: int  # tokens of text in a row, without the prompt
     trial: int  # whose config it is, and
     trained_as: int  # the number under which these very weights were trained (a confirmation run)
@@ -46,6 +47,7 @@ class About:
     search: dict[str, Any]  # SearchConfig's settings of data and backbone
     data_fingerprint: str
     tune_app: str  # version
+    scale: Scale | None = None  # of labels that are numbers
 
     def search_config(self) -> SearchConfig:
         """The settings of the search as far as they say what was trained on what.
@@ -119,6 +121,8 @@ def read_about(folder: Path) -> About:
         document["model"] = ModelIdentity(**document["model"])
         document["config"] = TrialConfig.from_dict(document["config"])
         document["class_names"] = tuple(document["class_names"])
+        if document.get("scale") is not None:
+            document["scale"] = Scale(**document["scale"])
         return About(**document)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / ABOUT}: not written by tune_app: {error}.") from None

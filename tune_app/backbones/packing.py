@@ -26,8 +26,8 @@ from tune_app.backbones.protocol import (
     PackLimits,
     Traffic,
 )
+from tune_app.tasks.base import Sums
 
-Sums = dict[str, float]
 # (hidden_BTH after the final norm, prompt removed; rows of the request that it holds)
 #   -> (loss summed over those rows / the request's denominator, sums for the metrics)
 Head = Callable[[torch.Tensor, slice], tuple[torch.Tensor, Sums]]

@@ -25,7 +25,7 @@ COLUMNS = [
     "valid",  # mean validation loss over the seeds, which ranks the configs
     "mean",  # of the loss on `split` over the seeds
     "spread",  # standard deviation over the seeds (n - 1); NaN for one seed
-    "metric",  # mean accuracy or perplexity
+    "metric",  # mean of the task's metric
     "metric_spread",
     "difference",  # mean over the shared seeds of (this trial's loss - the default's)
     "low",  # 95 % interval of the difference, Student's t; NaN for fewer than two pairs

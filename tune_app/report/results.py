@@ -14,6 +14,8 @@ import yaml
 
 from tune_app.report.confirmation import confirmation
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.tasks.known import TASKS
+from tune_app.tasks.summary import DataSummary
 
 # Best first: a finished trial's loss is final, a stopped one's was given up on.
 _STANDING = {
@@ -25,8 +27,7 @@ _STANDING = {
     Status.FAILED: 5,
 }
 _ABOUT = ["trial", "status", "reason", "origin", "of"]
-_FINAL = ["step", "train_loss", "eval_loss", "objective", "accuracy", "perplexity"]
-_TEST = ["test_loss", "test_accuracy", "test_perplexity"]
+_FINAL = ["step", "train_loss", "eval_loss", "objective"]
 _COST = ["tokens", "seconds"]
 _WHOLE = ["step", "tokens", "rows", "packed_tokens", "packs", "requests", "retries"]
 
@@ -50,7 +51,8 @@ class Results:
     history: pd.DataFrame
     confirm: pd.DataFrame
     task: str
-    metric: str  # "accuracy" or "perplexity"
+    metric: str  # the task's: "accuracy", say
+    data: DataSummary | None  # None in a run that was made before there were any
     study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
     planned: int  # trials asked for, without confirmation runs
@@ -139,8 +141,8 @@ def load(run: RunDir) -> Results:
     trials = _trials(started, ended, reports, open_status)
     history = _history(reports)
     metric = search.get("metric")
-    if metric not in ("accuracy", "perplexity"):
-        metric = "perplexity" if "perplexity" in history else "accuracy"
+    if metric not in _metrics():
+        metric = next((known for known in _metrics() if known in history), _metrics()[0])
     return Results(
         run=run,
         settings=_settings(run),
@@ -151,6 +153,7 @@ def load(run: RunDir) -> Results:
         confirm=confirmation(trials, metric),
         task=str(search.get("task", "")),
         metric=metric,
+        data=_data(search),
         study=str(search.get("study") or "tune_app"),
         sampled=_sampled(search, trials),
         planned=int(search.get("trials") or 0),
@@ -193,12 +196,13 @@ def _trials(
             "of": start.get("of"),
         }
         rows.append({**about, **config, **final})
-    known = [name for name in (*_FINAL, *_TEST) if name in figures or name in _FINAL[:3]]
+    usual = [*_FINAL, *_metrics(), "test_loss", *(f"test_{metric}" for metric in _metrics())]
+    known = [name for name in usual if name in figures or name in _FINAL[:3]]
     extra = [name for name in figures if name not in (*known, *_COST)]
     columns = list(dict.fromkeys([*_ABOUT, *hyperparameters, *known, *_COST, *extra]))
     frame = pd.DataFrame(rows, columns=columns)
     frame["status"] = [Status(status) for status in frame["status"]]
-    frame = _numeric(frame, [*_FINAL, *_TEST, *_COST, *extra], integers=["of", *_WHOLE])
+    frame = _numeric(frame, [*usual, *_COST, *extra], integers=["of", *_WHOLE])
     keys = pd.DataFrame(
         {
             "confirm": frame["origin"] == "confirm",
@@ -248,6 +252,18 @@ def _prompts(run: RunDir) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
+
+
+def _metrics() -> list[str]:
+    """All tasks' metrics, each once."""
+    return list(dict.fromkeys(task.metric for task in TASKS.values()))
+
+
+def _data(search: dict[str, Any]) -> DataSummary | None:
+    try:
+        return DataSummary.from_dict(search.get("data"))
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _sampled(search: dict[str, Any], trials: pd.DataFrame) -> list[str]:

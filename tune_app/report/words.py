@@ -14,6 +14,7 @@ from tune_app.run.run_dir import Status
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+_THREE_DECIMALS = ("loss", "accuracy", "r2")
 # Searched over orders of magnitude, so read as powers of ten.
 LOGARITHMIC = ("lr", "weight_decay", "eps", "lr_end")
 
@@ -30,11 +31,11 @@ def number(value: Any, name: str = "") -> str:
         return "yes" if value else "no"
     value = float(value)
     if value == 0:
-        return "0.000" if name.endswith(("loss", "accuracy")) else "0"
+        return "0.000" if name.endswith(_THREE_DECIMALS) else "0"
     if name in LOGARITHMIC or abs(value) < 1e-3 or abs(value) >= 1e7:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    if name.endswith(("loss", "accuracy")):
+    if name.endswith(_THREE_DECIMALS):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
     if name.endswith("perplexity"):
         return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"

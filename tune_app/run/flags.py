@@ -34,7 +34,8 @@ HELP = {
     "what to search": {
         "space": "a name in search_spaces/, a .yaml file, or Optuna define-by-run Python as "
         "module:function or file.py:function",
-        "task": "what the model learns",
+        "task": "what the model learns: classification, causal-lm or regression (a number for each "
+        "text)",
     },
     "data": {
         "train": "training file: csv, tsv, jsonl, parquet or txt, a path or a URL that pandas "
@@ -42,7 +43,7 @@ HELP = {
         "valid": "validation file; without one, a tenth of --train",
         "test": "test file, seen by no trial, only by --confirm",
         "text_column": "column of the text in your files",
-        "label_column": "column of the label (classification)",
+        "label_column": "column of the label: a class, or for regression a number",
     },
     "model and swarm": {
         "model": "demo, a model's folder, or its name on a hub (organisation/name)",

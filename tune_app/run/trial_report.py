@@ -57,12 +57,12 @@ class Report:
 
     step: int
     train_loss: float  # nats, mean over the steps since the last report
-    eval_loss: float  # nats per row (classification) or token (causal LM)
+    eval_loss: float  # mean over rows or tokens, as the task measures it
     objective: float  # eval_loss, or a finite penalty where the trial diverged
     learning_rate: float  # that the last step used
     tokens: int  # through the backbone in training so far, prompts included, padding not
     seconds: float  # of training so far, evaluations included
-    metric: dict[str, float]  # accuracy or perplexity, by name
+    metric: dict[str, float]  # the task's metrics, by name
     usage: dict[str, Any] = field(default_factory=dict)  # Usage.flat()
     diverged: bool = False
 
@@ -95,9 +95,11 @@ _KEPT = [
     *Usage().flat(),
     "accuracy",
     "perplexity",
+    "r2",
     "test_loss",
     "test_accuracy",
     "test_perplexity",
+    "test_r2",
 ]
 
 

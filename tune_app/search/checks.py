@@ -19,6 +19,7 @@ from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space, shipped_spaces
+from tune_app.tasks.known import check_task
 
 _PEER_TIMEOUT_S = 5.0
 
@@ -28,7 +29,7 @@ def check_everything(config: SearchConfig) -> SearchSpace:
 
     Raises ConfigError with every mistake.
     """
-    messages = check_search_config(config)
+    messages = check_search_config(config) + check_task(config)
     if config.backbone == "swarm":
         messages += check_petals()
     space = None
@@ -40,7 +41,9 @@ def check_everything(config: SearchConfig) -> SearchSpace:
         messages += _check_model(config, space)
     if config.peers and not any(message.startswith("--peers") for message in messages):
         messages += _check_peers(config)
-    if not any(message.startswith(("--train", "--valid", "--test")) for message in messages):
+    if not any(
+        message.startswith(("--task", "--train", "--valid", "--test")) for message in messages
+    ):
         messages += _check_data(config)
     trial_is_fine = not any(message.startswith("trial:") for message in messages)
     if config.scheduler == "pbt" and space is not None and trial_is_fine:

@@ -7,30 +7,48 @@ Hugging Face's prompt tuning, the first text token is predicted by nothing.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
+from tune_app.tasks.base import IGNORED, BuiltIn, Sums, Task
+from tune_app.tasks.stdlib_text import language_reference_splits
 
-from tune_app.tasks.data import IGNORED
+if TYPE_CHECKING:
+    import torch
 
 
-def loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(summed loss in nats, number of predicted tokens): sums add up exactly over batches."""
+def loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+    """(summed loss in nats, number of predicted tokens); over that number it is the mean loss of
+    Hugging Face's `...ForCausalLM`."""
+    from torch.nn.functional import cross_entropy
+
     labels_N = labels_BT[:, 1:].reshape(-1)
     logits_NV = logits_BTV[:, :-1].reshape(len(labels_N), -1).float()
-    nll = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED, reduction="sum")
-    return nll, int((labels_N != IGNORED).sum())
+    nll = cross_entropy(logits_NV, labels_N, ignore_index=IGNORED, reduction="sum")
+    return nll, {"targets": int((labels_N != IGNORED).sum())}
 
 
-def loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean loss in nats per predicted token, equal to Hugging Face's `...ForCausalLM`."""
-    nll, tokens = loss_sum(logits_BTV, labels_BT)
-    return nll / tokens
-
-
-def perplexity(nll_sum: float, tokens: int) -> float:
+def perplexity(loss: float) -> float:
     """exp of the mean loss; infinite where a float cannot hold it."""
     try:
-        return math.exp(nll_sum / tokens)
+        return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def _built_in() -> BuiltIn:
+    return {split: (texts, None) for split, texts in language_reference_splits().items()}
+
+
+CAUSAL_LM = Task(
+    name="causal-lm",
+    labels="none",
+    unit="token",
+    loss="nats",
+    metric="perplexity",
+    higher_is_better=False,
+    loss_sum=loss_sum,
+    figures=lambda loss, sums: {"perplexity": perplexity(loss)},
+    built_in=_built_in,
+    hub_task="text-generation",
+    petals_class="AutoDistributedModelForCausalLM",
+)

@@ -1,30 +1,58 @@
 """Sequence classification: a linear score head on the last real token.
 
-Shapes: B rows, T text tokens (prompt positions already removed), H hidden size, C classes.
+Shapes: B rows, C classes.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
+
+from tune_app.tasks.base import BuiltIn, Scale, Sums, Task
+from tune_app.tasks.stdlib_text import docstring_packages
+
+if TYPE_CHECKING:
+    import torch
 
 
-def last_token(hidden_BTH: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """[B, H]: the hidden state of each row's last real token, which has seen the whole text."""
-    rows_B = torch.arange(len(lengths_B), device=hidden_BTH.device)
-    return hidden_BTH[rows_B, lengths_B.to(hidden_BTH.device) - 1]
+def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+    """(summed loss in nats, rows and how many of them score highest for their own class); over the
+    rows it is the mean loss of Hugging Face's `...ForSequenceClassification`."""
+    from torch.nn.functional import cross_entropy
+
+    correct = int((logits_BC.argmax(dim=-1) == labels_B).sum())
+    sums: Sums = {"targets": len(labels_B), "correct": correct}
+    return cross_entropy(logits_BC.float(), labels_B, reduction="sum"), sums
 
 
-def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(summed loss in nats, number of rows): sums add up exactly over batches."""
-    return F.cross_entropy(logits_BC.float(), labels_B, reduction="sum"), len(labels_B)
+def always_the_most_frequent(train_N: torch.Tensor, labels_B: torch.Tensor) -> float:
+    """Accuracy of naming the training rows' most frequent class for every row."""
+    return float((labels_B == train_N.mode().values).double().mean())
 
 
-def loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Mean loss in nats per row, equal to Hugging Face's `...ForSequenceClassification`."""
-    return F.cross_entropy(logits_BC.float(), labels_B)
+def _built_in() -> BuiltIn:
+    return dict(docstring_packages())
 
 
-def correct(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> int:
-    """How many rows score highest for their own class; over the number of rows: accuracy."""
-    return int((logits_BC.argmax(dim=-1) == labels_B).sum())
+def _answer(logits_BC: torch.Tensor, names: tuple[str, ...], scale: Scale | None) -> list[str]:
+    """Class and its probability."""
+    most_B, classes_B = logits_BC.float().softmax(-1).max(-1)
+    return [
+        f"{names[i]}\t{most:.4f}"
+        for i, most in zip(classes_B.tolist(), most_B.tolist(), strict=True)
+    ]
+
+
+CLASSIFICATION = Task(
+    name="classification",
+    labels="classes",
+    unit="row",
+    loss="nats",
+    metric="accuracy",
+    higher_is_better=True,
+    loss_sum=loss_sum,
+    figures=lambda loss, sums: {"accuracy": sums["correct"] / sums["targets"]},
+    constant=always_the_most_frequent,
+    answer=_answer,
+    built_in=_built_in,
+    petals_class="AutoDistributedModelForSequenceClassification",
+)

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tune_app.run.search_config import Task
+from tune_app.tasks.base import IGNORED, Task
 from tune_app.tasks.start_tokens import StartTokens
-
-IGNORED = -100  # the label that cross_entropy leaves out, as in Hugging Face's models
+from tune_app.tasks.summary import DataSummary
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,25 @@ class Batch:
     """
 
     tokens_BT: torch.Tensor  # int64
-    labels: torch.Tensor  # causal LM: [B, T], IGNORED on padding; classification: [B], classes
+    labels: torch.Tensor  # [B]: class indices or numbers; without labels [B, T], IGNORED on padding
     lengths_B: torch.Tensor  # real tokens of each row
 
 
 class Dataset:
-    """Tokenised rows of different lengths; `classes` (one index a row) for classification."""
+    """Tokenised rows of different lengths.
+
+    labels: one a row: class indices (int), or numbers (float); None where rows have none
+    """
 
     def __init__(
-        self, rows: Sequence[Sequence[int]], classes: Sequence[int] | None = None, pad_id: int = 0
+        self,
+        rows: Sequence[Sequence[int]],
+        labels: Sequence[int] | Sequence[float] | None = None,
+        pad_id: int = 0,
     ) -> None:
         self._rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
         self._lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
+        self.labels_N = None if labels is None else torch.tensor(labels)  # int64 or float32
         self._pad_id = pad_id
 
     def __len__(self) -> int:
@@ -51,20 +56,26 @@ class Dataset:
         indices_B = torch.as_tensor(indices, dtype=torch.int64)
         rows = [self._rows[i] for i in indices_B.tolist()]
         tokens_BT = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
-        if self._classes is None:
+        if self.labels_N is None:
             labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         else:
-            labels = self._classes[indices_B]
+            labels = self.labels_N[indices_B]
         return Batch(tokens_BT, labels, self._lengths[indices_B])
 
     def fingerprint(self) -> str:
-        """sha256 over all token ids, their order and the classes."""
+        """sha256 over all token ids, their order and the labels."""
         digest = hashlib.sha256(self._lengths.numpy().tobytes())
         for row in self._rows:
             digest.update(row.numpy().tobytes())
-        if self._classes is not None:
-            digest.update(self._classes.numpy().tobytes())
+        if self.labels_N is not None:
+            digest.update(self.labels_N.numpy().tobytes())
         return digest.hexdigest()
+
+
+def last_token(hidden_BTH: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """[B, H]: the hidden state of each row's last real token, which has seen the whole text."""
+    rows_B = torch.arange(len(lengths_B), device=hidden_BTH.device)
+    return hidden_BTH[rows_B, lengths_B.to(hidden_BTH.device) - 1]
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,16 @@ class TaskData:
     train: Dataset
     valid: Dataset
     test: Dataset
-    class_names: tuple[str, ...]  # by class index; empty for causal LM
+    class_names: tuple[str, ...]  # by class index; empty where labels are no classes
     notes: list[str]  # what was assumed, dropped or cut: one sentence each, for the user
     fingerprint: str  # sha256; equal only if every trial would see the same tokens and labels
+    summary: DataSummary
     start: StartTokens = field(default_factory=StartTokens)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the score head; 0: there is none."""
+        return self.task.outputs(self.class_names)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.tasks.base import Scale, Task
 from tune_app.tasks.data import Dataset, TaskData
+from tune_app.tasks.known import check_task, task_named
 from tune_app.tasks.readers import Texts, class_order, read_texts
 from tune_app.tasks.start_tokens import start_tokens
-from tune_app.tasks.stdlib_text import SPLITS, docstring_packages, language_reference_splits
+from tune_app.tasks.stdlib_text import SPLITS
+from tune_app.tasks.summary import summarise
 
 
 @dataclass
 class _Rows:
-    """One split: token ids by row, and for classification the class name of each."""
+    """One split: token ids by row, and the class name or number of each where it has one."""
 
     tokens: list[tuple[int, ...]]
-    labels: list[str] | None
+    labels: list[Any] | None
 
     def keep(self, indices: Iterable[int]) -> _Rows:
         indices = list(indices)
@@ -56,23 +61,38 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
         raise ConfigError(
             [f"no rows are left for {', '.join(empty)}: at least 3 different texts are needed"]
         )
-    labels = [label for part in texts.values() for label in part.labels or []]
-    class_names = class_order(set(labels))
+    task = task_named(config.task)
+    class_names, scale = _labels(task, splits, texts)
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    train, valid, test = (_dataset(splits[split], class_names, pad_id) for split in SPLITS)
+    train, valid, test = (_dataset(splits[split], class_names, scale, pad_id) for split in SPLITS)
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
+    summary = summarise(
+        task, dict(zip(SPLITS, (train, valid, test), strict=True)), class_names, scale
+    )
     start = start_tokens(splits["train"].tokens, class_names, config.init_text, tokenizer)
-    return TaskData(config.task, train, valid, test, class_names, notes, fingerprint, start)
+    return TaskData(task, train, valid, test, class_names, notes, fingerprint, summary, start)
+
+
+def _labels(
+    task: Task, splits: dict[str, _Rows], texts: dict[str, Texts]
+) -> tuple[tuple[str, ...], Scale | None]:
+    """(class names by index, scale of numbers), each where the task has it."""
+    if task.labels == "numbers":
+        numbers = np.array(splits["train"].labels)
+        return (), Scale(float(numbers.mean()), float(numbers.std()) or 1.0)
+    names = {str(label) for part in texts.values() for label in part.labels or []}
+    return class_order(names), None
 
 
 def _built_in(config: SearchConfig) -> dict[str, Texts]:
     given = [f"--{split}" for split in ("valid", "test") if getattr(config, split) is not None]
     if given:
         raise ConfigError([f"{' and '.join(given)} without --train: give --train too"])
-    if config.task == "classification":
-        return {split: Texts(*rows) for split, rows in docstring_packages().items()}
-    return {split: Texts(texts, None) for split, texts in language_reference_splits().items()}
+    task = task_named(config.task)
+    if task.built_in is None:
+        raise ConfigError(check_task(config))
+    return {split: Texts(*rows) for split, rows in task.built_in().items()}
 
 
 def read_and_check(config: SearchConfig) -> dict[str, Texts]:
@@ -85,7 +105,7 @@ def read_and_check(config: SearchConfig) -> dict[str, Texts]:
         try:
             texts[split] = read_texts(
                 path,
-                labelled=config.task == "classification",
+                labels=task_named(config.task).labels,
                 text_column=config.text_column,
                 label_column=config.label_column,
             )
@@ -98,14 +118,21 @@ def read_and_check(config: SearchConfig) -> dict[str, Texts]:
 
 
 def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
-    known = set(texts["train"].labels or [])
+    known = {*map(str, texts["train"].labels or [])}
     if not known:
         return
-    mistakes = []
+    mistakes, numbers = [], task_named(config.task).labels == "numbers"
     if len(known) == 1:
-        mistakes.append(f"{config.train}: needs at least two classes, got {min(known)!r} only")
+        needed = "different labels" if numbers else "classes"
+        mistakes.append(f"{config.train}: needs at least two {needed}, got {min(known)!r} only")
+    if numbers and mistakes:
+        raise ConfigError(mistakes)
+    if numbers:
+        return
     for split in ("valid", "test"):
-        strange = class_order(set(texts[split].labels or []) - known) if split in texts else ()
+        strange = (
+            class_order({*map(str, texts[split].labels or [])} - known) if split in texts else ()
+        )
         if strange:
             mistakes.append(
                 f"{getattr(config, split)}: labels that {config.train} lacks: "
@@ -135,7 +162,7 @@ def _tokenise(
                 "and were cut"
             )
     # a language model learns from a row's second token on
-    least = 2 if config.task == "causal-lm" else 1
+    least = 2 if task_named(config.task).unit == "token" else 1
     kept = [i for i, row in enumerate(tokens) if len(row) >= least]
     if len(kept) < len(tokens) and not part.is_stream:
         notes.append(
@@ -165,7 +192,13 @@ def _split_off(rows: _Rows, count: int) -> tuple[_Rows, _Rows]:
     )
 
 
-def _dataset(rows: _Rows, class_names: tuple[str, ...], pad_id: int) -> Dataset:
-    index = {name: i for i, name in enumerate(class_names)}
-    classes = None if rows.labels is None else [index[label] for label in rows.labels]
-    return Dataset(rows.tokens, classes, pad_id)
+def _dataset(
+    rows: _Rows, class_names: tuple[str, ...], scale: Scale | None, pad_id: int
+) -> Dataset:
+    labels: list[Any] | None = rows.labels
+    if labels is not None and scale is not None:
+        labels = [(number - scale.mean) / scale.std for number in labels]
+    elif labels is not None:
+        index = {name: i for i, name in enumerate(class_names)}
+        labels = [index[label] for label in labels]
+    return Dataset(rows.tokens, labels, pad_id)

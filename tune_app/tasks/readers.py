@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tune_app.run.search_config import ConfigError, did_you_mean
+from tune_app.tasks.base import Labels
 
 # Column names that data sets for text commonly use; a single one of them is taken unasked.
 TEXT_NAMES = ("text", "sentence", "content", "document", "review", "docstring", "comment")
@@ -28,7 +30,7 @@ class Texts:
     """One file's rows. Plain text is a single row, `is_stream`: to be cut after tokenising."""
 
     texts: list[str]
-    labels: list[str] | None  # class names; None where no labels were asked for
+    labels: list[str] | list[float] | None  # class names or numbers; None where none were asked for
     notes: list[str] = field(default_factory=list)
     is_stream: bool = False
 
@@ -36,7 +38,7 @@ class Texts:
 def read_texts(
     path: str,
     *,
-    labelled: bool,
+    labels: Labels,
     text_column: str | None = None,
     label_column: str | None = None,
 ) -> Texts:
@@ -53,8 +55,8 @@ def read_texts(
     _check_local(path)
     name = path.rsplit("/", 1)[-1]
     if suffix == ".txt":
-        if labelled:
-            raise ConfigError([f"{path}: classification needs labels, which plain text has not"])
+        if labels != "none":
+            raise ConfigError([f"{path}: this task needs labels, which plain text does not have"])
         text = _load(path, suffix)
         if not text.strip():
             raise ConfigError([f"{path}: the file holds no text"])
@@ -71,12 +73,12 @@ def read_texts(
         raise ConfigError([f"{path}: the file holds no rows"])
     if len(set(frame.columns)) < len(frame.columns):
         raise ConfigError([f"{path}: column names must differ, got {_shown(frame.columns)}"])
-    text_at, label_at, guessed = _columns(frame, path, labelled, text_column, label_column)
+    text_at, label_at, guessed = _columns(frame, path, labels != "none", text_column, label_column)
     if guessed or headless:
         label = "" if label_at is None else f", label is column {frame.columns[label_at]!r}"
         header = "no header, for its first line looks like data; " if headless else ""
         notes.append(f"{name}: {header}text is column {frame.columns[text_at]!r}{label}")
-    return _clean(frame, path, text_at, label_at, notes)
+    return _clean(frame, path, text_at, label_at, labels, notes)
 
 
 def class_order(names: set[str]) -> tuple[str, ...]:
@@ -199,16 +201,21 @@ def _columns(
 
 
 def _clean(
-    frame: pd.DataFrame, path: str, text_at: int, label_at: int | None, notes: list[str]
+    frame: pd.DataFrame,
+    path: str,
+    text_at: int,
+    label_at: int | None,
+    labels: Labels,
+    notes: list[str],
 ) -> Texts:
     mistakes = []
     texts = frame.iloc[:, text_at]
     if texts.isna().any():
         mistakes.append(f"{path}: the text is missing in {_rows(texts.isna())}")
-    elif strange := [cell for cell in texts if not isinstance(cell, str)]:
+    elif other := [cell for cell in texts if not isinstance(cell, str)]:
         mistakes.append(
             f"{path}: column {frame.columns[text_at]!r} must hold text, "
-            f"got {strange[0]}; {_shown(frame.columns)}"
+            f"got {other[0]}; {_shown(frame.columns)}"
         )
     names = None
     if label_at is not None:
@@ -216,6 +223,15 @@ def _clean(
         missing = names.isna() | (names == "")
         if missing.any():
             mistakes.append(f"{path}: the label is missing in {_rows(missing)}")
+        elif labels == "numbers":
+            numbers = pd.to_numeric(names, errors="coerce").astype(float)
+            strange = ~np.isfinite(numbers)
+            if strange.any():
+                mistakes.append(
+                    f"{path}: the label must be a number, got {names[strange].iloc[0]!r} in "
+                    f"{_rows(strange)}"
+                )
+            names = numbers
     if mistakes:
         raise ConfigError(mistakes)
     full = texts.str.strip() != ""

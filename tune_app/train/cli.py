@@ -112,10 +112,9 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
             terminal.passing(f"step {training.step} of {trial.steps} ...")
             return run_alone(backbone, request)
 
-        classes = len(data.class_names)
-        model = PromptTunedModel(backbone, run_request, data.task, classes, trial, data.start)
+        model = PromptTunedModel(backbone, run_request, data.task, data.outputs, trial, data.start)
         training = TrainingRun(model, data, trial)
-        metric = "accuracy" if data.task == "classification" else "perplexity"
+        metric = data.task.metric
 
         def report(report: Report) -> None:
             run.write_atomic(run.checkpoint(_TRIAL) / "state.pt", training.state())
@@ -134,7 +133,12 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
 
         settings = replace(config, trial=trial.to_dict())
         run.write_atomic(run.search_yaml, settings.to_yaml())
-        about = {"task": data.task, "metric": metric, "classes": data.class_names}
+        about = {
+            "task": data.task.name,
+            "metric": metric,
+            "classes": data.class_names,
+            "data": data.summary.to_dict(),
+        }
         record("search_started", trials=1, sampled=[], fingerprint=data.fingerprint, **about)
         end = partial(record, "trial_ended", trial=_TRIAL)
         try:

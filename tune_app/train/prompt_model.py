@@ -4,7 +4,7 @@ Parameter names and shapes are those of Petals' own classes, so that tuned promp
 
     prompt_embeddings               [P, H]
     intermediate_prompt_embeddings  [P, L * H]   (deep_ptune)
-    score                           [C, H]       (classification)
+    score                           [C, H]       (tasks whose rows have labels)
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import nn
 
 from tune_app.backbones.packing import Answer, Head, Request, Sums
 from tune_app.backbones.protocol import Backbone
-from tune_app.run.search_config import Task, TrialConfig
+from tune_app.run.search_config import TrialConfig
 from tune_app.run.trial_report import Usage
-from tune_app.tasks import causal_lm, classification
-from tune_app.tasks.data import Batch
+from tune_app.tasks.base import Task
+from tune_app.tasks.data import Batch, last_token
 from tune_app.tasks.start_tokens import StartTokens
 from tune_app.train.prompt_init import initial_prompt
 
@@ -32,14 +32,16 @@ Runner = Callable[[Request], Answer]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats (per token or per row), and accuracy or perplexity by name."""
+    """The mean loss as the task measures it, and the task's metrics by name."""
 
     loss: float
     metric: dict[str, float]
 
 
 class PromptTunedModel(nn.Module):
-    """Prompts and, for classification, a score head; its parameters are all that is trained.
+    """Prompts and, where rows have labels, a score head; its parameters are all that is trained.
+
+    outputs: rows of the score head; 0: there is none
 
     The backbone is no submodule: trials share it, and a state dict holds only what trains.
     """
@@ -49,13 +51,13 @@ class PromptTunedModel(nn.Module):
         backbone: Backbone,
         run: Runner,
         task: Task,
-        num_classes: int,
+        outputs: int,
         config: TrialConfig,
         start: StartTokens | None = None,
     ) -> None:
         """`start`: what prompts of an `init` other than normal begin with."""
         super().__init__()
-        self._backbone, self._run, self._task = [backbone], run, task
+        self._backbone, self._run, self.task = [backbone], run, task
         self.usage = Usage()
         generator = torch.Generator().manual_seed(config.seed)
         hidden, prompt = backbone.hidden_size, config.prompt_length
@@ -71,9 +73,9 @@ class PromptTunedModel(nn.Module):
         if config.tuning_mode == "deep_ptune":
             deep = normal(prompt, backbone.num_blocks * hidden)
             deep = deep.zero_() if config.deep_init == "zero" else deep
-        if task == "classification":
+        if outputs:
             # 0.02 is the initializer_range of all three families.
-            score = normal(num_classes, hidden) * 0.02
+            score = normal(outputs, hidden) * 0.02
         prompt_PH = initial_prompt(normal_PH, config, start or StartTokens(), backbone, generator)
         self.prompt_embeddings = nn.Parameter(prompt_PH)
         self.intermediate_prompt_embeddings = None if deep is None else nn.Parameter(deep)
@@ -94,13 +96,11 @@ class PromptTunedModel(nn.Module):
         loss, sums = 0.0, Sums()
         for batch in batches:
             answer = self.answer(self.request(batch, needs_grad=False))
-            loss += answer.loss * _targets(self._task, batch)
+            loss += answer.loss * self.task.targets(batch.labels)
             for name, value in answer.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
         loss /= sums["targets"]
-        if self._task == "causal-lm":
-            return Evaluation(loss, {"perplexity": causal_lm.perplexity(loss, 1)})
-        return Evaluation(loss, {"accuracy": sums["correct"] / sums["targets"]})
+        return Evaluation(loss, self.task.figures(loss, sums))
 
     def answer(self, request: Request) -> Answer:
         """The runner's answer, counted in `usage`."""
@@ -136,22 +136,19 @@ class PromptTunedModel(nn.Module):
         )
 
     def _head(self, batch: Batch, score_CH: torch.Tensor | None) -> Head:
-        backbone, targets = self.backbone, _targets(self._task, batch)
-        labels = batch.labels.to(backbone.device)
+        backbone, task = self.backbone, self.task
+        targets, labels = task.targets(batch.labels), batch.labels.to(backbone.device)
 
-        def causal_lm_head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
-            nll, tokens = causal_lm.loss_sum(backbone.logits(hidden_BTH), labels[rows])
-            return nll / targets, {"targets": tokens}
+        def head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
+            if score_CH is None:
+                outputs = backbone.logits(hidden_BTH)
+            else:
+                pooled_BH = last_token(hidden_BTH, batch.lengths_B[rows])
+                outputs = pooled_BH.to(score_CH.dtype) @ score_CH.T
+            loss, sums = task.loss_sum(outputs, labels[rows])
+            return loss / targets, sums
 
-        def classification_head(hidden_BTH: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Sums]:
-            pooled_BH = classification.last_token(hidden_BTH, batch.lengths_B[rows])
-            assert score_CH is not None  # chosen below only with a score head
-            logits_BC = pooled_BH.to(score_CH.dtype) @ score_CH.T
-            nll, count = classification.loss_sum(logits_BC, labels[rows])
-            correct = classification.correct(logits_BC, labels[rows])
-            return nll / targets, {"targets": count, "correct": correct}
-
-        return causal_lm_head if score_CH is None else classification_head
+        return head
 
 
 class _RunRequest(torch.autograd.Function):
@@ -180,10 +177,3 @@ class _RunRequest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, None, *(grad_loss * grad for grad in ctx.grads)
-
-
-def _targets(task: Task, batch: Batch) -> int:
-    """What the batch's mean loss is a mean over: rows, or predicted tokens."""
-    if task == "classification":
-        return len(batch.labels)
-    return int((batch.labels[:, 1:] != causal_lm.IGNORED).sum())

@@ -101,6 +101,7 @@ class TrialHost:
             "classes": data.class_names,
             "rows": {name: len(getattr(data, name)) for name in ("train", "valid", "test")},
             "fingerprint": data.fingerprint,
+            "data": data.summary.to_dict(),
         }
 
     def load(self) -> int:
@@ -211,9 +212,8 @@ class TrialHost:
                 raise _Stop
             return trial.packer.run(request)
 
-        classes = len(data.class_names)
         model = PromptTunedModel(
-            trial.packer.backbone, run_request, data.task, classes, job.config, data.start
+            trial.packer.backbone, run_request, data.task, data.outputs, job.config, data.start
         )
         run = TrainingRun(model, data, job.config)
         file = job.checkpoint / "state.pt"

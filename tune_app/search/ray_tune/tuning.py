@@ -40,6 +40,7 @@ from tune_app.study.prior import with_priors
 from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
+from tune_app.tasks.known import task_named
 
 if TYPE_CHECKING:
     from tune_app.search.stop_conditions import Ending
@@ -139,10 +140,11 @@ def search(
         "search_resumed" if resumed else "search_started",
         trials=config.trials,
         task=config.task,
-        metric="accuracy" if config.task == "classification" else "perplexity",
+        metric=task_named(config.task).metric,
         sampled=list(space.sampled_names),
         fingerprint=machines.about["fingerprint"],
         classes=list(machines.about["classes"]),
+        data=machines.about["data"],
         study=name,
     )
     requeue_unfinished(study)

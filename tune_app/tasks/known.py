@@ -1,0 +1,31 @@
+"""The tasks that --task takes, by name. A new one is a file beside these and a line here."""
+
+from __future__ import annotations
+
+from tune_app.run.search_config import ConfigError, SearchConfig, one_of
+from tune_app.tasks.base import Task
+from tune_app.tasks.causal_lm import CAUSAL_LM
+from tune_app.tasks.classification import CLASSIFICATION
+from tune_app.tasks.regression import REGRESSION
+
+TASKS = {task.name: task for task in (CLASSIFICATION, CAUSAL_LM, REGRESSION)}
+
+
+def task_named(name: str) -> Task:
+    """The task. Raises ConfigError for a name that is none."""
+    if name not in TASKS:
+        raise ConfigError(f"--task: {one_of(name, TASKS)}")
+    return TASKS[name]
+
+
+def check_task(config: SearchConfig) -> list[str]:
+    """What is wrong with the task and the settings that only some tasks have; messages name
+    flags."""
+    if config.task not in TASKS:
+        return [f"--task: {one_of(config.task, TASKS)}"]
+    task, messages = TASKS[config.task], []
+    if config.train is None and task.built_in is None:
+        messages.append(f"--train: --task {task.name} has no built-in data; give --train.")
+    if config.label_column is not None and task.labels == "none":
+        messages.append(f"--label-column: --task {task.name} learns from text alone; leave it out.")
+    return messages

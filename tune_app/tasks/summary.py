@@ -1,0 +1,85 @@
+"""What is known of the data before anything is trained, for people and for the run's events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tune_app.tasks.base import Scale, Task
+
+if TYPE_CHECKING:
+    from tune_app.tasks.data import Dataset
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The data of a run in figures; `search_started` holds it.
+
+    rows: split ("train", "valid", "test") -> its rows
+    judged: how many validation rows trials are compared on
+    class_names: by class index; empty where labels are no classes
+    class_counts: split -> rows of each class, by class index; empty like class_names
+    constant_answer: the one answer that the training rows suggest (the most frequent class, the
+        mean number); "" where rows have no labels
+    constant: split, or "judged" -> the task's metric of always giving that answer (the most
+        frequent class's accuracy, say); empty where rows have no labels. NaN where it has no value
+    scale: how labels that are numbers were standardised
+    """
+
+    rows: dict[str, int]
+    judged: int
+    class_names: tuple[str, ...] = ()
+    class_counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    constant_answer: str = ""
+    constant: dict[str, float] = field(default_factory=dict)
+    scale: Scale | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `from_dict` takes, as JSON gives it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any] | None) -> DataSummary | None:
+        """The summary in an event; None in one of a run that was made before there were any.
+
+        Raises TypeError, ValueError or AttributeError where the mapping is no summary.
+        """
+        if not mapping:
+            return None
+        values = dict(mapping)
+        values["class_names"] = tuple(values.get("class_names", ()))
+        counts = values.get("class_counts", {})
+        values["class_counts"] = {split: tuple(known) for split, known in counts.items()}
+        if values.get("scale") is not None:
+            values["scale"] = Scale(**values["scale"])
+        return cls(**values)
+
+
+def summarise(
+    task: Task, splits: Mapping[str, Dataset], class_names: tuple[str, ...], scale: Scale | None
+) -> DataSummary:
+    """The summary of tokenised splits."""
+    counts: dict[str, tuple[int, ...]] = {}
+    constant: dict[str, float] = {}
+    train_N, answer = splits["train"].labels_N, ""
+    for split, rows in splits.items():
+        if rows.labels_N is None or train_N is None:
+            continue
+        if class_names:
+            counts[split] = tuple(rows.labels_N.bincount(minlength=len(class_names)).tolist())
+        if task.constant is not None:
+            constant[split] = task.constant(train_N, rows.labels_N)
+    if class_names:
+        answer = class_names[counts["train"].index(max(counts["train"]))]
+    elif scale is not None:
+        answer = f"{scale.mean:.4g}"
+    return DataSummary(
+        rows={split: len(rows) for split, rows in splits.items()},
+        judged=len(splits["valid"]),
+        class_names=class_names,
+        class_counts=counts,
+        constant_answer=answer,
+        constant=constant,
+        scale=scale,
+    )
