@@ -123,9 +123,9 @@ class Bench:
         from tune_app.train.prompt_model import PromptTunedModel
 
         backbone, data = self._model(run.model)[0], self._task(run.model, run.task)
-        config, classes = run.config(), len(data.class_names)
+        config = run.config()
         began, runner = time.process_time(), partial(run_alone, backbone)
-        model = PromptTunedModel(backbone, runner, data.task, classes, config, data.start)
+        model = PromptTunedModel(backbone, runner, data.task, data.outputs, config, data.start)
         training = TrainingRun(model, data, config)
         training.train(lambda report: None, evaluate_on_the_way=False)
         test = model.evaluate(evaluation_batches(data.test, 64, TEST_ROWS))

@@ -15,12 +15,13 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaConfig, Qwen3Config
 
 from tests.tiny_models import write_tiny_model
-from tune_app.apply.inference import class_logits, next_token_logits
+from tune_app.apply.inference import next_token_logits, row_scores
 from tune_app.apply.prompts_folder import About, read_about, read_weights, write_prompts
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.models.identity import ModelIdentity
 from tune_app.run.search_config import TrialConfig
+from tune_app.tasks.known import TASKS
 from tune_app.train.prompt_model import PromptTunedModel
 
 CLASSES = ("bird", "fish", "tree")
@@ -55,7 +56,9 @@ def export(folder: Path, model: Path, task: str, **values) -> tuple[Path, Prompt
     config = TrialConfig(prompt_length=PROMPT, **values)
     names = CLASSES if task == "classification" else ()
     backbone = LocalBackbone(model, device="cpu", dtype="float32")
-    tuned = PromptTunedModel(backbone, partial(run_alone, backbone), task, len(names), config)
+    tuned = PromptTunedModel(
+        backbone, partial(run_alone, backbone), TASKS[task], len(names), config
+    )
     about = About(
         model=ModelIdentity.of(str(model), model),
         task=task,
@@ -104,7 +107,7 @@ def test_peft_gives_our_scores_of_classes(tmp_path, models, family):
     theirs = snippet(folder, models[family], "PeftModel")
     tokenizer = AutoTokenizer.from_pretrained(models[family])
     rows = tokenizer(TEXTS)["input_ids"]
-    expected = class_logits(ours, rows)
+    expected = row_scores(ours, rows)
     torch.testing.assert_close(theirs["scores"](TEXTS), expected, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         padded = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="right")

@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.tiny_models import write_tiny_model
 from tests.trials import CLASSES, VOCAB
-from tune_app.apply.inference import class_logits
+from tune_app.apply.inference import row_scores
 from tune_app.apply.prompts_folder import read_about
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
@@ -116,9 +116,9 @@ def test_deep_prompts_of_zero_begin_as_no_deep_prompts(backbone):
     with torch.no_grad():
         for model in deep.values():  # the score is drawn after the deep prompts
             model.score.copy_(plain.score)
-    torch.testing.assert_close(class_logits(deep["zero"], rows), class_logits(plain, rows))
-    normal = class_logits(deep["normal"], rows)
-    assert not torch.allclose(normal, class_logits(plain, rows), atol=1e-2)
+    torch.testing.assert_close(row_scores(deep["zero"], rows), row_scores(plain, rows))
+    normal = row_scores(deep["normal"], rows)
+    assert not torch.allclose(normal, row_scores(plain, rows), atol=1e-2)
 
 
 _TINY = {
@@ -155,8 +155,8 @@ def test_a_prompt_of_words_is_those_words(tmp_path, config):
     with torch.no_grad():
         shorter.score.copy_(prompted.score)
     torch.testing.assert_close(
-        class_logits(prompted, [[20, 21]]),
-        class_logits(shorter, [[*words[1:], 20, 21]]),
+        row_scores(prompted, [[20, 21]]),
+        row_scores(shorter, [[*words[1:], 20, 21]]),
         atol=1e-5,
         rtol=1e-5,
     )
