@@ -46,7 +46,7 @@ import optuna
 from tune_app.models.folder import model_folder
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig, TrialConfig
-from tune_app.run.trial_report import OBJECTIVE, evaluation_steps
+from tune_app.run.trial_report import OBJECTIVE, Report, evaluation_steps
 from tune_app.search.concurrency import trials_at_once
 from tune_app.search.ray_tune.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.tuning import build_trial_scheduler
@@ -232,11 +232,12 @@ def search(arm: Arm, seed: int, curves: dict[Key, Curve], budget: int) -> list[S
         trace.append(Seen(best, spent, best_of_first))
         diverged = at + 1 == len(curve) and at + 1 < len(evaluation_steps(STEPS))
         step = STEPS if diverged else evaluation_steps(STEPS)[at]
-        result = {OBJECTIVE: objective, "step": step, "diverged": diverged}
-        study_trials.report(trial.job.number, result)
+        report = Report(step=step, objective=objective, diverged=diverged)
+        result = report.flat()
+        study_trials.report(trial.job.number, report)
         decision = stopper.on_trial_result(None, trial, result)
         if at + 1 == len(curve) or decision == "STOP":
-            study_trials.end(trial.job.number, result)
+            study_trials.end(trial.job.number, report)
             stopper.on_trial_complete(None, trial, result)
         else:
             running.append((trial, curve, at + 1))

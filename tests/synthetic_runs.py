@@ -55,7 +55,6 @@ def write_run(
             "task": task,
             "metric": metric,
             "sampled": SAMPLED,
-            "baseline": {"eval_loss": 2.104},
         }
     )
     expected: dict[int, float] = {}  # without noise

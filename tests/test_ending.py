@@ -8,21 +8,23 @@ import time
 
 import pytest
 
+from tune_app.run.events import RunState, TrialReported, TrialRetried
 from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_report import Report
 from tune_app.search.stop_conditions import Ending, interruptible
 
 
-def report(trial: int, step: int, tokens: int = 0) -> dict:
-    return {"event": "report", "trial": trial, "step": step, "tokens": tokens}
+def report(trial: int, step: int, tokens: int = 0) -> TrialReported:
+    return TrialReported(trial=trial, report=Report(step=step, tokens=tokens))
 
 
-def failure(trial: int, *, machines: bool) -> dict:
-    return {"event": "trial_retried", "trial": trial, "reason": "gone", "machines": machines}
+def failure(trial: int, *, machines: bool) -> TrialRetried:
+    return TrialRetried(trial=trial, reason="gone", machines=machines)
 
 
 def test_token_budget_counts_the_whole_run() -> None:
     ending = Ending(SearchConfig(token_budget=1000))
-    ending.begin([report(0, 5, tokens=200), report(0, 10, tokens=400)])
+    ending.begin(RunState.of([report(0, 5, tokens=200), report(0, 10, tokens=400)]))
     ending.listen(report(1, 5, tokens=500))
     assert not ending()
     ending.listen(report(2, 5, tokens=100))
@@ -39,7 +41,7 @@ def test_time_budget_runs_from_the_first_trial() -> None:
     ending = Ending(SearchConfig(time_budget=0.05))
     time.sleep(0.1)
     assert not ending()
-    ending.begin([])
+    ending.begin(RunState())
     time.sleep(0.1)
 
     assert ending()

@@ -67,9 +67,9 @@ def test_trials_that_share_a_host_report_what_each_reports_alone(
     )
 
     for one, other in zip(alone, shared, strict=True):
-        assert [u.report["step"] for u in other if u.report] == [1, 2, 3, 4]
-        losses = [u.report["eval_loss"] for u in one if u.report]
-        assert [u.report["eval_loss"] for u in other if u.report] == pytest.approx(losses, rel=1e-4)
+        assert [u.report.step for u in other if u.report] == [1, 2, 3, 4]
+        losses = [u.report.eval_loss for u in one if u.report]
+        assert [u.report.eval_loss for u in other if u.report] == pytest.approx(losses, rel=1e-4)
 
 
 def test_a_trial_that_cannot_train_fails_alone(host: TrialHost, tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_a_trial_goes_on_from_another_ones_state(host: TrialHost, tmp_path: Path
     (updates,) = train(host, job)
 
     alone = train(host, TrialJob(2, config, tmp_path / "alone"))[0]
-    losses = [u.report["eval_loss"] for u in updates if u.report]
-    assert losses == pytest.approx([u.report["eval_loss"] for u in alone[2:4]], rel=1e-5)
-    assert [u.report["step"] for u in updates if u.report] == [3, 4]
+    losses = [u.report.eval_loss for u in updates if u.report]
+    assert losses == pytest.approx([u.report.eval_loss for u in alone[2:4]], rel=1e-5)
+    assert [u.report.step for u in updates if u.report] == [3, 4]
     begin.unlink()  # no longer asked for
-    assert train(host, job)[0][0].report["eval_loss"] == losses[-1]
+    assert train(host, job)[0][0].report.eval_loss == losses[-1]
 
 
 def test_confirmation_judges_once_and_on_the_test_split(host: TrialHost, tmp_path: Path) -> None:
@@ -232,10 +232,10 @@ def test_a_diverging_and_a_stopped_trial_leave_the_third_alone(
 
     exploded, fine = asyncio.run(together())
 
-    assert exploded[-2].report["diverged"]
-    losses = [update.report["eval_loss"] for update in alone if update.report]
+    assert exploded[-2].report.diverged
+    losses = [update.report.eval_loss for update in alone if update.report]
     assert len(losses) == 4
-    assert [u.report["eval_loss"] for u in fine if u.report] == pytest.approx(losses, rel=1e-4)
+    assert [u.report.eval_loss for u in fine if u.report] == pytest.approx(losses, rel=1e-4)
 
 
 def test_rows_that_no_pack_can_hold_are_refused(

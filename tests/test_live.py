@@ -17,13 +17,14 @@ import pytest
 from rich.console import Console
 
 from tune_app.report.words import DASH
+from tune_app.run.events import event_from_json
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.live import LiveView, hosts_in_words, token_command
 from tune_app.search.progress import Progress
 
 ROOT = Path(__file__).parents[1]
-STARTED = {
+STARTED: dict = {
     "event": "search_started",
     "trials": 4,
     "metric": "accuracy",
@@ -84,7 +85,7 @@ def lines_of(tmp_path: Path, events: list[dict], **settings) -> list[str]:
     config = SearchConfig(trials=4, steps=20, **settings)
     with LiveView(config, RunDir(tmp_path), stream) as live:
         for event in events:
-            live.listen(event)
+            live.listen(event_from_json(event))
     return stream.getvalue().splitlines()
 
 
@@ -126,13 +127,13 @@ def test_quiet_says_nothing_and_verbose_says_each_report(tmp_path: Path) -> None
 def test_a_confirmation_is_told_by_what_it_confirms(tmp_path: Path) -> None:
     stream = io.StringIO()
     live = LiveView(SearchConfig(trials=4, confirm_seeds=2), RunDir(tmp_path), stream)
-    live.listen(STARTED)
+    live.listen(event_from_json(STARTED))
     live.expect(3)
     for number, of in ((100_001, 0), (100_502, 5), (100_501, 5)):  # as they happen to start
-        live.listen(started(number, of=of))
+        live.listen(event_from_json(started(number, of=of)))
     for number in (100_502, 100_001):
-        live.listen(report(number, 100, 1.9))
-        live.listen(ended(number))
+        live.listen(event_from_json(report(number, 100, 1.9)))
+        live.listen(event_from_json(ended(number)))
 
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("1/3  confirming trial 5, seed 2 of 2  finished  loss 1.900")
@@ -141,11 +142,11 @@ def test_a_confirmation_is_told_by_what_it_confirms(tmp_path: Path) -> None:
 
 def test_a_confirmation_takes_a_line_for_each_config_in_the_display(tmp_path: Path) -> None:
     live = LiveView(SearchConfig(confirm_seeds=3), RunDir(tmp_path), Terminal())
-    live.listen(STARTED)
+    live.listen(event_from_json(STARTED))
     live.expect(6)
     for of in (0, 5):
         for seed in (2, 1, 3):
-            live.listen(started(100_000 + 100 * of + seed, of=of))
+            live.listen(event_from_json(started(100_000 + 100 * of + seed, of=of)))
     console = Console(file=io.StringIO(), width=80)
     console.print(live._draw())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
@@ -163,7 +164,7 @@ def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
     live = LiveView(SearchConfig(trials=4, steps=20), run, stream)
 
     for event in (resumed, started(1), report(1, 20, 1.5), ended(1)):
-        live.listen(event)
+        live.listen(event_from_json(event))
 
     assert stream.getvalue().startswith("2/4  trial 1  finished  loss 1.500")
 
@@ -185,7 +186,7 @@ def test_the_display_has_what_matters(tmp_path: Path, monkeypatch) -> None:
             report(0, 20, 2.125),
             ended(0),
         ):
-            live.listen(event)
+            live.listen(event_from_json(event))
         live.show_hosts([HOST])
         live._live.refresh()
         shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
@@ -211,10 +212,10 @@ def test_losses_that_are_none_or_nan_are_never_the_best() -> None:
     progress = Progress(SearchConfig(trials=4, steps=20))
     for trial, loss in ((0, None), (1, math.nan), (2, 2.0)):
         for event in (started(trial), report(trial, 20, loss), ended(trial)):
-            progress.listen(event)
+            progress.listen(event_from_json(event))
 
     assert progress.best is not None
-    assert progress.best.trial == 2
+    assert progress.best.number == 2
     (rung,) = progress.rungs
     assert (rung.step, rung.trials, rung.best_loss, rung.median_loss) == (20, 3, 2.0, 2.0)
 
@@ -223,11 +224,11 @@ def test_time_left_follows_from_the_steps_done() -> None:
     clock = Clock()
     progress = Progress(SearchConfig(trials=4, steps=20), clock)
     assert progress.left_s() is None
-    progress.listen(started(0))
-    progress.listen(started(1))
+    progress.listen(event_from_json(started(0)))
+    progress.listen(event_from_json(started(1)))
     clock.now = 10.0
     for event in (report(0, 20, 2.0), ended(0), report(1, 20, 2.0), ended(1)):
-        progress.listen(event)
+        progress.listen(event_from_json(event))
     assert progress.left_s() == pytest.approx(10.0)  # two of four, as long again
 
     clock.now = 20.0
@@ -240,9 +241,9 @@ def test_time_left_follows_from_the_steps_done() -> None:
 def test_a_time_budget_bounds_the_time_left() -> None:
     clock = Clock()
     progress = Progress(SearchConfig(trials=1000, steps=20, time_budget=60.0), clock)
-    progress.listen(started(0))
+    progress.listen(event_from_json(started(0)))
     clock.now = 20.0
-    progress.listen(report(0, 20, 2.0))
+    progress.listen(event_from_json(report(0, 20, 2.0)))
 
     assert progress.left_s() == pytest.approx(40.0)
 
@@ -263,11 +264,12 @@ import sys, time
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.stop_conditions import Ending, interruptible
 from tune_app.search.live import LiveView
+from tune_app.run.events import event_from_json
 from tune_app.run.run_dir import RunDir
 config = SearchConfig()
 ending = Ending(config)
 with LiveView(config, RunDir(sys.argv[1])) as live, interruptible(ending, live.say):
-    live.listen({"event": "search_started", "metric": "accuracy", "sampled": []})
+    live.listen(event_from_json({"event": "search_started", "metric": "accuracy", "sampled": []}))
     while ending.reason is None:
         time.sleep(0.05)
     print("reason:", ending.reason)

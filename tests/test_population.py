@@ -74,7 +74,7 @@ class Rounds:
             size=8,
             seed=seed,
             decided=decided,
-            changed=lambda step, changes: self.told.append((step, changes)),
+            changed=lambda event: self.told.append((event.step, event.changed)),
         )
         self.population.set_search_properties(OBJECTIVE, "min")
         for trial in self.trials:
@@ -100,14 +100,14 @@ def test_all_wait_and_then_the_worst_quarter_goes_on_from_the_best() -> None:
     assert rounds.turn() is rounds.trials[7]
     assert sorted(rounds.controller.trained) == [0, 1, 2, 3, 4, 5, 6]
     ((step, (change,)),) = rounds.told
-    assert (step, change.job.number) == (10, 7)
+    assert (step, change.trial) == (10, 7)
     assert change.of in (5, 6)
     job = job_of(rounds.trials[7].config)
     assert job.number == 7
     assert job.begin == kept_state(RunDir("run").checkpoint(change.of), 10)
     assert job.config.at(9) == replace(BASE, lr=1e-3 * (change.of + 1))
     assert job.config.changes
-    assert job == change.job
+    assert job.config == change.config
     # It repeats the last report of the state that it goes on from, and then trains on.
     assert rounds.report(7, 10, 1.4) == TrialScheduler.CONTINUE
 
@@ -118,7 +118,7 @@ def test_the_default_is_a_donor_like_any_other() -> None:
         rounds.report(number, 10, 1.0 + number)
     rounds.turn()
     assert {change.of for change in rounds.told[0][1]} <= {0, 1}
-    assert {change.job.number for change in rounds.told[0][1]} == {6, 7}
+    assert {change.trial for change in rounds.told[0][1]} == {6, 7}
 
 
 def test_nobody_waits_for_a_trial_that_has_ended() -> None:

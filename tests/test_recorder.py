@@ -10,11 +10,13 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 
+from tune_app.run.events import EventLog
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
+from tune_app.run.trial_report import Report
 from tune_app.search.ray_tune.recorder import Recorder
 from tune_app.search.ray_tune.trainable import MachinesFailed, TrialFailed
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, job_of
 
 STEPS = 20
 
@@ -24,7 +26,8 @@ class Search:
 
     def __init__(self, folder: Path) -> None:
         self.run, self.heard, self.ending = RunDir(folder / "run").create(), [], False
-        self.recorder = Recorder(self.run, self.heard.append, lambda: self.ending)
+        log = EventLog(self.run, self.heard.append)
+        self.recorder = Recorder(log, lambda: self.ending)
 
     def trial(self, number: int, **more: Any) -> Trial:
         job = TrialJob(number, TrialConfig(steps=STEPS), self.run.checkpoint(number), **more)
@@ -45,24 +48,32 @@ def search(tmp_path: Path) -> Search:
     return Search(tmp_path)
 
 
-def report(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "eval_loss": 1.5, "objective": 1.5, "diverged": False, **more}
+def report(step: int, *, diverged: bool = False) -> Report:
+    return Report(step=step, eval_loss=1.5, objective=1.5, learning_rate=1e-3, diverged=diverged)
+
+
+def result(step: int, *, diverged: bool = False) -> dict[str, Any]:
+    """A result as Ray Tune hands it on, with keys of its own."""
+    told = report(step, diverged=diverged)
+    return told.flat() | {REPORT: told, "pid": 7, "trial_id": "x"}
 
 
 def test_a_trial_from_its_start_to_its_end(search: Search) -> None:
     trial = search.trial(3)
     search.tell("start", trial)
-    search.tell("result", trial, result=report(4, pid=7, trial_id="x"))
-    trial.update_last_result(report(STEPS))
-    search.tell("result", trial, result=report(STEPS))
+    search.tell("result", trial, result=result(4))
+    trial.update_last_result(result(STEPS))
+    search.tell("result", trial, result=result(STEPS))
     search.tell("complete", trial)
 
     kinds = [(event["event"], event["trial"]) for event in search.events]
     assert kinds == [("trial_started", 3), ("report", 3), ("report", 3), ("trial_ended", 3)]
     assert search.events[0]["config"] == job_of(trial.config).config.to_dict()
-    assert search.events[1] == {"event": "report", "trial": 3, **report(4)}  # nothing of Ray's
+    assert search.events[1] == {"event": "report", "trial": 3, "train_loss": None} | {
+        k: v for k, v in report(4).flat().items() if k != "train_loss"
+    }  # nothing of Ray's
     assert search.events[3]["status"] == "finished"
-    assert [event["event"] for event in search.heard] == [event for event, _ in kinds]
+    assert [event.kind for event in search.heard] == [event for event, _ in kinds]
 
 
 def test_a_confirmation_run_says_what_it_repeats(search: Search) -> None:
@@ -74,9 +85,9 @@ def test_a_confirmation_run_says_what_it_repeats(search: Search) -> None:
 @pytest.mark.parametrize(
     ("last", "status"),
     [
-        (report(STEPS), "finished"),
-        (report(8), "stopped"),
-        (report(4, diverged=True), "diverged"),
+        (result(STEPS), "finished"),
+        (result(8), "stopped"),
+        (result(4, diverged=True), "diverged"),
     ],
 )
 def test_how_a_trial_ended(search: Search, last: dict[str, Any], status: str) -> None:
@@ -90,8 +101,8 @@ def test_how_a_trial_ended(search: Search, last: dict[str, Any], status: str) ->
 def test_a_trial_that_the_end_of_the_search_cuts_off_has_not_ended(search: Search) -> None:
     search.ending = True
     cut, finished = search.trial(1), search.trial(2)
-    cut.update_last_result(report(8))
-    finished.update_last_result(report(STEPS))
+    cut.update_last_result(result(8))
+    finished.update_last_result(result(STEPS))
     search.tell("complete", cut)
     search.tell("complete", finished)
 

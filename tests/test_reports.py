@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_app.run.run_dir import Status
-from tune_app.run.trial_report import EVALUATIONS, Report, Usage, evaluation_steps, kept, outcome
+from tune_app.report.tables import write_tables
+from tune_app.run.events import TrialEnded, TrialReported, TrialStarted, append
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import EVALUATIONS, Report, Usage, evaluation_steps, outcome
 
 REPORT = Report(
     step=20,
@@ -20,8 +26,8 @@ REPORT = Report(
     learning_rate=1e-3,
     tokens=6400,
     seconds=3.2,
-    metric={"accuracy": 0.31},
-    usage=Usage(rows=9, packs=3, pack_rows=12, pack_slots=16, wait_s=1.5).flat(),
+    metrics=Usage(rows=9, packs=3, pack_rows=12, pack_slots=16, wait_s=1.5).flat()
+    | {"accuracy": 0.31},
 )
 
 
@@ -39,22 +45,49 @@ def test_a_flat_report_has_metric_and_usage_beside_the_rest():
     flat = REPORT.flat()
     assert flat["accuracy"] == 0.31
     assert flat["occupancy"] == 0.75
-    assert flat.keys() == ({*vars(REPORT), *REPORT.metric, *REPORT.usage} - {"metric", "usage"})
+    assert flat.keys() == ({*vars(REPORT), *REPORT.metrics} - {"metrics"})
     json.dumps(flat)
 
 
-def test_events_keep_all_of_a_report_and_nothing_of_ray():
-    flat = REPORT.flat() | {"test_loss": 2.2, "test_accuracy": 0.3}
-    assert kept(flat | {"training_iteration": 1, "time_total_s": 4.0}) == flat
+def test_a_report_comes_back_from_what_was_written_whoever_wrote_it():
+    assert Report.from_flat(REPORT.flat()) == REPORT
+    flat = REPORT.flat()
+    nested = {"metric": {"accuracy": flat.pop("accuracy")}, "usage": {"rows": flat.pop("rows")}}
+    assert Report.from_flat(flat | nested) == REPORT  # as in checkpoints of before
+    short = Report.from_flat({"step": 4, "eval_loss": None, "unheard_of": 3.0})
+    assert math.isnan(short.eval_loss)
+    assert (short.step, short.tokens, short.metrics) == (4, 0, {"unheard_of": 3.0})
+    with pytest.raises(TypeError, match="a report has a step"):
+        Report.from_flat({"eval_loss": 2.0})
+
+
+@dataclass(frozen=True)
+class Measured(Report):
+    """A report with a figure more, as somebody may add one."""
+
+    gradient_norm: float = 0.0
+
+
+def test_a_new_figure_is_in_the_tables_without_anybody_naming_it(tmp_path: Path):
+    run = RunDir(tmp_path).create()
+    append(run, TrialStarted(trial=3, config=TrialConfig(steps=20)))
+    report = Measured(step=20, eval_loss=2.0, gradient_norm=0.7, metrics={"accuracy": 0.4})
+    append(run, TrialReported(trial=3, report=report))
+    append(run, TrialEnded(trial=3, status=Status.FINISHED))
+    write_tables(run)
+
+    for table in (run.history_csv, run.trials_csv):
+        (row,) = pd.read_csv(table).to_dict("records")
+        assert (row["trial"], row["gradient_norm"], row["accuracy"]) == (3, 0.7, 0.4)
 
 
 @pytest.mark.parametrize(
     ("last", "status"),
     [
-        (REPORT.flat(), Status.FINISHED),
-        (REPORT.flat() | {"step": 12}, Status.STOPPED),
-        (REPORT.flat() | {"diverged": True, "eval_loss": math.nan}, Status.DIVERGED),
-        ({}, Status.STOPPED),
+        (REPORT, Status.FINISHED),
+        (replace(REPORT, step=12), Status.STOPPED),
+        (replace(REPORT, diverged=True, eval_loss=math.nan), Status.DIVERGED),
+        (None, Status.STOPPED),
     ],
 )
 def test_how_a_trial_ended(last, status):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -12,16 +13,15 @@ from ray.tune.search import Searcher
 
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_report import outcome
+from tune_app.run.trial_report import Report, outcome
 from tune_app.search.ray_tune.searcher import StudySearcher
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob
 from tune_app.search.study_trials import StudyTrials
 from tune_app.study.samplers import build_sampler
 from tune_app.study.storage import open_study, requeue_unfinished
 from tune_app.study.yaml_space import load_space
 
 BASE = SearchConfig(steps=20).base_trial()
-REPORT = {"step": 4, "eval_loss": 1.5, "objective": 1.5, "accuracy": 0.4, "diverged": False}
 
 
 @pytest.fixture
@@ -50,9 +50,15 @@ def searcher(study: optuna.Study, ending: Ending) -> StudySearcher:
     return StudySearcher(StudyTrials(study, load_space("conditional"), BASE, run, ending))
 
 
-def report(step: int, loss: float, **more: object) -> dict:
+def report(step: int, loss: float, **more: Any) -> Report:
+    values = {"eval_loss": loss, "objective": loss, "metrics": {"accuracy": 0.4}, **more}
+    return Report(step=step, **values)
+
+
+def result(step: int, loss: float, **more: Any) -> dict[str, Any]:
     """A result as Ray Tune hands it on, with keys of its own."""
-    return REPORT | {"step": step, "eval_loss": loss, "objective": loss, "pid": 7} | more
+    told = report(step, loss, **more)
+    return told.flat() | {REPORT: told, "pid": 7}
 
 
 def test_the_first_trials_come_first_and_then_suggestions(
@@ -90,22 +96,26 @@ def test_nothing_is_suggested_when_the_search_ends(
 @pytest.mark.parametrize(
     ("last", "state", "value"),
     [
-        (report(20, 1.2), TrialState.COMPLETE, 1.2),
-        (report(8, 1.7), TrialState.PRUNED, 1.7),
+        (result(20, 1.2), TrialState.COMPLETE, 1.2),
+        (result(8, 1.7), TrialState.PRUNED, 1.7),
         # Ten times its first loss: finite, and worse than any that trains.
         (
-            report(4, float("nan"), objective=21.0, diverged=True),
+            result(4, float("nan"), objective=21.0, diverged=True),
             TrialState.COMPLETE,
             21.0,
         ),
     ],
 )
 def test_the_end_of_a_trial_is_told_with_its_curve(
-    study: optuna.Study, searcher: StudySearcher, last: dict, state: TrialState, value: float
+    study: optuna.Study,
+    searcher: StudySearcher,
+    last: dict[str, Any],
+    state: TrialState,
+    value: float,
 ) -> None:
     searcher.suggest("a")
-    for result in (report(2, 2.0), report(3, 1.9)):
-        searcher.on_trial_result("a", result)
+    for early in (result(2, 2.0), result(3, 1.9)):
+        searcher.on_trial_result("a", early)
     if state == TrialState.COMPLETE:
         searcher.on_trial_result("a", last)
     searcher.on_trial_complete("a", last)
@@ -121,9 +131,9 @@ def test_a_trial_that_the_end_of_the_search_cuts_off_goes_on_as_itself(
     study: optuna.Study, searcher: StudySearcher, ending: Ending
 ) -> None:
     job = searcher.suggest("a")[JOB]
-    searcher.on_trial_result("a", report(4, 1.9))
+    searcher.on_trial_result("a", result(4, 1.9))
     ending.now = True
-    searcher.on_trial_complete("a", report(4, 1.9))
+    searcher.on_trial_complete("a", result(4, 1.9))
     assert study.trials[0].state == TrialState.RUNNING
 
     requeue_unfinished(study)
@@ -131,9 +141,9 @@ def test_a_trial_that_the_end_of_the_search_cuts_off_goes_on_as_itself(
     again = searcher.suggest("b")[JOB]
 
     assert again == job
-    searcher.on_trial_result("b", report(4, 1.9))  # from its checkpoint: once more, and no warning
-    searcher.on_trial_result("b", report(20, 1.1))
-    searcher.on_trial_complete("b", report(20, 1.1))
+    searcher.on_trial_result("b", result(4, 1.9))  # from its checkpoint: once more, and no warning
+    searcher.on_trial_result("b", result(20, 1.1))
+    searcher.on_trial_complete("b", result(20, 1.1))
     assert [(t.state, t.value) for t in study.trials] == [(TrialState.COMPLETE, 1.1)]
 
 
@@ -142,7 +152,7 @@ def test_a_trial_that_finished_while_the_search_ended_is_told(
 ) -> None:
     searcher.suggest("a")
     ending.now = True
-    searcher.on_trial_complete("a", report(20, 1.3))
+    searcher.on_trial_complete("a", result(20, 1.3))
 
     assert study.trials[0].value == 1.3
 
@@ -150,7 +160,7 @@ def test_a_trial_that_finished_while_the_search_ended_is_told(
 def test_a_failure_is_no_bad_config(study: optuna.Study, searcher: StudySearcher) -> None:
     """FAIL has no value and no sampler learns from it."""
     searcher.suggest("a")
-    searcher.on_trial_result("a", report(4, 1.9))
+    searcher.on_trial_result("a", result(4, 1.9))
     searcher.on_trial_complete("a", None, error=True)
 
     assert (study.trials[0].state, study.trials[0].value) == (TrialState.FAIL, None)
@@ -174,7 +184,7 @@ def test_a_sampler_learns_from_a_divergence(study: optuna.Study, searcher: Study
         lr = searcher.suggest(str(i))[JOB].config.lr
         diverged = lr > 1e-3
         loss = 20.0 if diverged else 2.0 + abs(math.log10(lr) + 3.5)
-        searcher.on_trial_complete(str(i), report(4 if diverged else 20, loss, diverged=diverged))
+        searcher.on_trial_complete(str(i), result(4 if diverged else 20, loss, diverged=diverged))
 
     rates = [trial.params["lr"] for trial in study.trials]
     assert sum(lr > 1e-3 for lr in rates[:8]) >= 4
@@ -185,4 +195,4 @@ def test_outcome_names_each_end() -> None:
     assert outcome(report(20, 1.0), 20) == (Status.FINISHED, "")
     assert outcome(report(8, 1.0), 20)[0] == Status.STOPPED
     assert outcome(report(20, 1.0, diverged=True), 20)[0] == Status.DIVERGED
-    assert outcome({}, 20)[0] == Status.STOPPED
+    assert outcome(None, 20)[0] == Status.STOPPED

@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tune_app.report.results import load
+from tune_app.run.events import RunState, append
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.study.storage import (
@@ -67,13 +68,13 @@ def test_missing_events_end_what_the_study_knows_as_ended(run: RunDir, study: op
     study.tell(stopped, state=TrialState.PRUNED)
     study.tell(failed, state=TrialState.FAIL)
 
-    for event in missing_events(study, run.events()):
-        run.append_event(event)
+    for event in missing_events(study, RunState.read(run)):
+        append(run, event)
 
     trials = load(run).trials.set_index("trial")
     assert dict(trials["status"]) == {0: "finished", 1: "diverged", 2: "stopped", 3: "failed"}
     assert trials.loc[0, "eval_loss"] == 1.5
-    assert missing_events(study, run.events()) == []
+    assert missing_events(study, RunState.read(run)) == []
     assert running.number not in trials.index
 
 
@@ -83,14 +84,14 @@ def test_events_cut_off_at_any_byte_still_open_and_are_completed(
     trial = ask(study)
     finish(study, trial, LAST)
     run.append_event({"event": "search_started", "trials": 1, "study": "tune_app"})
-    for event in missing_events(study, []):
-        run.append_event(event)
+    for event in missing_events(study, RunState()):
+        append(run, event)
     whole = run.events_jsonl.read_bytes()
 
     for cut in range(0, len(whole), 7):
         run.events_jsonl.write_bytes(whole[:cut])
-        for event in missing_events(study, run.events()):
-            run.append_event(event)
+        for event in missing_events(study, RunState.read(run)):
+            append(run, event)
         trials = load(run).trials
         assert list(trials["trial"]) == [0]
         assert list(trials["status"]) == ["finished"]

@@ -17,9 +17,10 @@ from shell import background, shell
 from benchmarks.relay import free_port
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
+from tune_app.run.trial_report import Report
 from tune_app.search.checks import check_everything
 from tune_app.search.ray_tune.tracking import tracking_callbacks
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob, trial_name
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, trial_name
 
 PROJECT = "prompt-tuning"
 SEARCH = "python -m tune_app.search"
@@ -180,7 +181,8 @@ def test_a_server_that_dies_does_not_end_the_search(
 
     callback.setup()
     callback.log_trial_start(trial)
-    callback.log_trial_result(1, trial, {"step": 4, "eval_loss": 2.0})
+    told = Report(step=4, eval_loss=2.0)
+    callback.log_trial_result(1, trial, told.flat() | {REPORT: told})
     callback.log_trial_end(trial)
 
     assert len(said) == 1

@@ -17,14 +17,15 @@ from ray.tune.execution import tune_controller
 from ray.tune.experiment import trial as tune_trial
 
 from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import Report
 from tune_app.search.ray_tune import trainable
 from tune_app.search.ray_tune.trainable import Trial
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob
 
 # What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
 # Tune's, exports nothing, and its reports are too few to be buffered.
 UNUSED = {"save", "restore", "export_model", "train_buffered"}
-REPORT = {"step": 4, "eval_loss": 2.0, "diverged": False}
+FIRST = Report(step=4, eval_loss=2.0)
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def test_the_actor_answers_all_that_tune_calls() -> None:
 def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
     class Reference(tune.Trainable):
         def step(self) -> dict[str, object]:
-            return REPORT | {"timesteps_total": REPORT["step"]}
+            return FIRST.flat() | {REPORT: FIRST, "timesteps_total": FIRST.step}
 
     theirs = Reference({"job": {}}).train()
-    ours = trial._result(REPORT)
+    ours = trial._result(FIRST)
 
     # About restoring, which this one never does; trial_id is filled in by Tune's controller.
     restoring = {name for name in theirs if "since_restore" in name} | {"trial_id"}
@@ -67,12 +68,12 @@ def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
 @pytest.mark.parametrize(
     ("report", "done"),
     [
-        ({"step": 4, "diverged": False}, False),
-        ({"step": 8, "diverged": False}, True),
-        ({"step": 4, "diverged": True}, True),
+        (Report(step=4), False),
+        (Report(step=8), True),
+        (Report(step=4, diverged=True), True),
     ],
 )
-def test_the_last_report_ends_the_trial(trial: Trial, report: dict, done: bool) -> None:
+def test_the_last_report_ends_the_trial(trial: Trial, report: Report, done: bool) -> None:
     assert trial._result(report)["done"] is done
 
 
@@ -80,7 +81,7 @@ def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> N
     assert trial.reset({JOB: replace(trial._job, number=7)})
 
     assert trial._job.number == 7
-    assert trial._result(REPORT)["training_iteration"] == 1
+    assert trial._result(FIRST)["training_iteration"] == 1
     assert repr(trial) == "trial-003 and later"
 
 

@@ -128,7 +128,7 @@ def test_a_report_says_what_happened(tiny, tiny_data):
     assert reports[-1]["tokens"] == sum(lengths) + 10 * 4 * 3
     for report in reports:
         assert report["objective"] == report["eval_loss"]
-        assert 0 <= report["metric"]["accuracy"] <= 1
+        assert 0 <= report["metrics"]["accuracy"] <= 1
         assert not report["diverged"]
 
 
@@ -137,7 +137,7 @@ def test_a_run_that_evaluates_only_at_the_end(tiny, tiny_data):
     full = reports_of(make_run(tiny, tiny_data["causal-lm"], config))
     (last,) = reports_of(make_run(tiny, tiny_data["causal-lm"], config), evaluate_on_the_way=False)
     assert last["eval_loss"] == full[-1]["eval_loss"]
-    assert last["metric"] == {"perplexity": pytest.approx(math.exp(last["eval_loss"]))}
+    assert last["metrics"]["perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
 
 
 def test_a_plateau_is_looked_for_even_in_a_run_that_reports_only_its_end(tiny, tiny_data):

@@ -49,7 +49,7 @@ def make_run(backbone, data: TaskData, config: TrialConfig) -> TrainingRun:
 
 def without_time(report: Report) -> dict:
     """The report but for the wall-clock time in it."""
-    return asdict(replace(report, seconds=0.0, usage=report.usage | {"wait_s": 0.0}))
+    return asdict(replace(report, seconds=0.0, metrics={**report.metrics, "wait_s": 0.0}))
 
 
 def reports_of(run: TrainingRun, **options) -> list[dict]:

@@ -11,6 +11,7 @@ from tune_app.apply.prompts_folder import About, write_prompts
 from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.results import Results, load
+from tune_app.run.events import RunState
 from tune_app.run.flags import HELP
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig
@@ -40,8 +41,9 @@ def export_best(run: RunDir) -> Path | None:
         run.checkpoint(number) / "state.pt", weights_only=True, map_location=torch.device("cpu")
     )
     settings = SearchConfig.from_yaml(run.search_yaml)
-    started = next(event for event in run.events() if event["event"] == "search_started")
-    summary = DataSummary.from_dict(started.get("data"))
+    begun = RunState.read(run).first
+    assert begun is not None  # a trial of it has finished
+    summary = DataSummary.from_dict(begun.data)
     about = About(
         model=ModelIdentity.of(
             settings.model,
@@ -49,14 +51,14 @@ def export_best(run: RunDir) -> Path | None:
             settings.revision,
         ),
         task=settings.task,
-        class_names=tuple(started["classes"]),
+        class_names=begun.classes,
         max_length=settings.max_length,
         trial=of,
         trained_as=number,
         config=TrialConfig.from_dict(results.configs[number]),
         metrics=_metrics(row, results.metric),
         search={name: getattr(settings, name) for name in _SETTINGS},
-        data_fingerprint=started["fingerprint"],
+        data_fingerprint=begun.fingerprint,
         tune_app=_version(),
         scale=None if summary is None else summary.scale,
     )

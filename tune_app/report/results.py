@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from tune_app.report.confirmation import confirmation
+from tune_app.run.events import RunState, SearchStarted, TrialState
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.tasks.known import TASKS
 from tune_app.tasks.summary import DataSummary
@@ -56,7 +57,6 @@ class Results:
     study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
     planned: int  # trials asked for, without confirmation runs
-    baseline: dict[str, Any]  # figures without any prompt, where they were measured
     hosts: list[dict[str, Any]]  # what each trial host counted, once the search has ended
     running: bool
     reason: str  # why the search ended; empty while it runs or where it died
@@ -107,93 +107,55 @@ class Results:
 
 def load(run: RunDir) -> Results:
     """Reads a run, whether it goes on, has ended or was killed."""
-    events = run.events()
-    started: dict[int, dict[str, Any]] = {}  # trial -> its latest trial_started
-    ended: dict[int, dict[str, Any]] = {}
-    reports: dict[int, list[dict[str, Any]]] = {}
-    search: dict[str, Any] = {}
-    last: dict[str, Any] = {}  # the latest event of the search as a whole
-    for event in events:
-        kind = event["event"]
-        if kind in ("search_started", "search_resumed", "search_ended"):
-            last = event
-            search |= {key: value for key, value in event.items() if value is not None}
-            continue
-        if kind == "population_changed":
-            for change in event["changed"]:
-                if change["trial"] in started:
-                    started[change["trial"]] |= {"config": change["config"]}
-        trial = event.get("trial")
-        if not isinstance(trial, int):
-            continue
-        if kind == "trial_started":
-            started[trial] = event
-            ended.pop(trial, None)
-        elif kind == "trial_ended":
-            ended[trial] = event
-        elif kind == "report" and isinstance(event.get("step"), int):
-            # A trial that went on from a checkpoint reports some steps anew: the later life counts.
-            earlier = [old for old in reports.get(trial, []) if old["step"] < event["step"]]
-            reports[trial] = [*earlier, event]
-
-    running = last.get("event") != "search_ended" and run.in_use()
+    state = RunState.read(run)
+    search = state.search or SearchStarted()
+    running = state.ended is None and run.in_use()
     open_status = Status.RUNNING if running else Status.INTERRUPTED
-    trials = _trials(started, ended, reports, open_status)
-    history = _history(reports)
-    metric = search.get("metric")
+    ordered = [state.trials[number] for number in sorted(state.trials)]
+    trials = _trials(ordered, open_status)
+    history = _history(ordered)
+    metric = search.metric
     if metric not in _metrics():
         metric = next((known for known in _metrics() if known in history), _metrics()[0])
     return Results(
         run=run,
         settings=_settings(run),
         prompts=_prompts(run),
-        configs={trial: dict(start.get("config") or {}) for trial, start in started.items()},
+        configs={t.number: t.config.to_dict() for t in ordered if t.config is not None},
         trials=trials,
         history=history,
         confirm=confirmation(trials, metric),
-        task=str(search.get("task", "")),
+        task=search.task,
         metric=metric,
         data=_data(search),
-        study=str(search.get("study") or "tune_app"),
-        sampled=_sampled(search, trials),
-        planned=int(search.get("trials") or 0),
-        baseline=search["baseline"] if isinstance(search.get("baseline"), dict) else {},
-        hosts=[host for host in last.get("hosts") or [] if isinstance(host, dict)],
+        study=search.study or "tune_app",
+        sampled=[name for name in search.sampled if name in trials],
+        planned=search.trials,
+        hosts=[] if state.ended is None else [dict(host) for host in state.ended.hosts],
         running=running,
-        reason=str(last.get("reason") or "") if last.get("event") == "search_ended" else "",
-        seconds=_wall_time(events),
+        reason="" if state.ended is None else state.ended.reason,
+        seconds=state.seconds,
     )
 
 
-def _trials(
-    started: dict[int, dict[str, Any]],
-    ended: dict[int, dict[str, Any]],
-    reports: dict[int, list[dict[str, Any]]],
-    open_status: Status,
-) -> pd.DataFrame:
+def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     hyperparameters: dict[str, None] = {}  # an ordered set
     figures: dict[str, None] = {}
-    for trial in sorted(started.keys() | ended.keys() | reports.keys()):
-        start, end = started.get(trial, {}), ended.get(trial, {})
-        config = dict(start.get("config") or {})
+    for trial in trials:
+        config = {} if trial.config is None else trial.config.to_dict()
         if config.get("changes"):
             config["changes"] = json.dumps(config["changes"])
-        final = reports[trial][-1] if trial in reports else {}
-        final = {
-            key: value
-            for key, value in final.items()
-            if key not in ("event", "time", "trial", "learning_rate") and key not in config
-        }
+        final = {} if trial.last is None else trial.last.flat()
+        final = {k: v for k, v in final.items() if k != "learning_rate" and k not in config}
         hyperparameters |= dict.fromkeys(config)
         figures |= dict.fromkeys(final)
-        status = end.get("status", open_status)
         about = {
-            "trial": trial,
-            "status": status if status in _STANDING else Status.FAILED,
-            "reason": end.get("reason") or "",
-            "origin": start.get("origin") or "suggested",
-            "of": start.get("of"),
+            "trial": trial.number,
+            "status": open_status if trial.ended is None else trial.status,
+            "reason": trial.reason,
+            "origin": trial.origin,
+            "of": trial.of,
         }
         rows.append({**about, **config, **final})
     usual = [*_FINAL, *_metrics(), "test_loss", *(f"test_{metric}" for metric in _metrics())]
@@ -215,11 +177,11 @@ def _trials(
     return frame.loc[order].reset_index(drop=True)
 
 
-def _history(reports: dict[int, list[dict[str, Any]]]) -> pd.DataFrame:
+def _history(trials: list[TrialState]) -> pd.DataFrame:
     rows = [
-        {key: value for key, value in report.items() if key != "event"}
-        for trial in sorted(reports)
-        for report in reports[trial]
+        {"trial": event.trial, "time": event.time, **event.report.flat()}
+        for trial in trials
+        for event in trial.reports
     ]
     first = ["trial", "step", "train_loss", "eval_loss", "learning_rate", *_COST, "time"]
     extra = dict.fromkeys(key for row in rows for key in row if key not in first)
@@ -259,27 +221,8 @@ def _metrics() -> list[str]:
     return list(dict.fromkeys(task.metric for task in TASKS.values()))
 
 
-def _data(search: dict[str, Any]) -> DataSummary | None:
+def _data(search: SearchStarted) -> DataSummary | None:
     try:
-        return DataSummary.from_dict(search.get("data"))
+        return DataSummary.from_dict(search.data)
     except (AttributeError, TypeError, ValueError):
         return None
-
-
-def _sampled(search: dict[str, Any], trials: pd.DataFrame) -> list[str]:
-    named = search.get("sampled")
-    names = [name for name in named if name in trials] if isinstance(named, list) else []
-    return [str(name) for name in names]
-
-
-def _wall_time(events: list[dict[str, Any]]) -> float:
-    seconds, begin, latest = 0.0, None, 0.0
-    for event in events:
-        now = event.get("time")
-        if not isinstance(now, int | float):
-            continue
-        if begin is None or event["event"] in ("search_started", "search_resumed"):
-            seconds += 0.0 if begin is None else latest - begin
-            begin = now
-        latest = now
-    return seconds + (0.0 if begin is None else latest - begin)

@@ -119,9 +119,6 @@ def _verdict(results: Results, width: int) -> str:
         lines += [f"  {line}" for line in changes]
     if exported(results):
         lines.append(exported(results))
-    without = results.baseline.get("eval_loss", results.baseline.get("loss"))
-    if isinstance(without, int | float):
-        lines.append(f"Without any prompt the loss is {number(without, 'loss')}.")
     return "\n".join(textwrap.fill(line, width) for line in lines)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tune_app.report.page.page import write_report
 from tune_app.report.summary import summary
 from tune_app.report.tables import write_tables
+from tune_app.run.events import TrialEnded, read
 from tune_app.run.run_dir import RunDir
 
 # How often the page of a running search is rebuilt at most; it takes half a second of one core.
@@ -35,7 +36,7 @@ def kept_fresh(run: RunDir) -> Iterator[None]:
         seen = 0
         took = 0.0
         while not ended.wait(max(_REFRESH_S, took / _REFRESH_SHARE)):
-            finished = sum(event["event"] == "trial_ended" for event in run.events())
+            finished = sum(isinstance(event, TrialEnded) for event in read(run))
             if finished != seen:
                 seen = finished
                 began = time.monotonic()

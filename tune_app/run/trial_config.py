@@ -132,6 +132,13 @@ class TrialConfig:
             raise ConfigError(messages)
         return cls(**{**asdict(base or cls()), **values})
 
+    @classmethod
+    def from_known(cls, mapping: Mapping[str, Any]) -> TrialConfig:
+        """The config that a run of another version wrote down: what is not known is passed over,
+        what is missing is the default."""
+        values, _ = convert_fields(cls, mapping)
+        return cls(**values)
+
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `from_dict` takes, as YAML and JSON give it back; changes only where
         there are any."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tune_app.run.run_dir import Status
@@ -53,65 +54,68 @@ class Usage:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a trial after an evaluation."""
+    """The state of a trial after an evaluation.
+
+    Every field is a column of history.csv, and so is everything in `metrics`: what a report says
+    is what all readers see, and no list of names stands between them.
+
+    train_loss: nats, mean over the steps since the last report
+    eval_loss: mean over rows or tokens, as the task measures it
+    objective: eval_loss, or a finite penalty where the trial diverged
+    learning_rate: what the last step used
+    tokens: through the backbone in training so far, prompts included, padding not
+    seconds: of training so far, evaluations included
+    metrics: by name: what `Usage` counts, the task's metric ("accuracy"), and in the last report of
+        a confirmation run the same on the test split ("test_loss", "test_accuracy")
+    """
 
     step: int
-    train_loss: float  # nats, mean over the steps since the last report
-    eval_loss: float  # mean over rows or tokens, as the task measures it
-    objective: float  # eval_loss, or a finite penalty where the trial diverged
-    learning_rate: float  # that the last step used
-    tokens: int  # through the backbone in training so far, prompts included, padding not
-    seconds: float  # of training so far, evaluations included
-    metric: dict[str, float]  # the task's metrics, by name
-    usage: dict[str, Any] = field(default_factory=dict)  # Usage.flat()
+    train_loss: float = math.nan
+    eval_loss: float = math.nan
+    objective: float = math.nan
+    learning_rate: float = math.nan
+    tokens: int = 0
+    seconds: float = 0.0
     diverged: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The report as Ray Tune and events.jsonl take it."""
-        values = {k: v for k, v in vars(self).items() if k not in ("metric", "usage")}
-        return values | self.metric | self.usage
+        """The report as Ray Tune, the study and events.jsonl take it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | dict(values.pop("metrics"))
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Report:
+        """The report that `flat` gave, or another version's: what is no field is a metric, null is
+        NaN. Raises TypeError without a step."""
+        if not isinstance(values.get("step"), int):
+            raise TypeError(f"a report has a step, got {values.get('step')!r}")
+        own = {f.name for f in fields(cls)}
+        known: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):  # as checkpoints hold their last report
+                metrics |= value
+            else:
+                (known if name in own else metrics)[name] = math.nan if value is None else value
+        return cls(**known, metrics=metrics)
 
 
 @dataclass(frozen=True)
 class Update:
     """What a trial host answers to the trial that asks how its training goes."""
 
-    report: dict[str, Any] | None = None  # None: nothing new yet
+    report: Report | None = None  # None: nothing new yet
     done: bool = False
     error: str | None = None  # the traceback, where the training raised
     unavailable: bool = False  # the error is the swarm's, not the trial's
 
 
-# What events and the study keep of a result of Ray Tune, which has keys of its own beside them.
-_KEPT = [
-    "step",
-    "train_loss",
-    "eval_loss",
-    "objective",
-    "learning_rate",
-    "tokens",
-    "seconds",
-    "diverged",
-    *Usage().flat(),
-    "accuracy",
-    "perplexity",
-    "r2",
-    "test_loss",
-    "test_accuracy",
-    "test_perplexity",
-    "test_r2",
-]
-
-
-def kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a result that a trial has reported."""
-    return {name: result[name] for name in _KEPT if name in result}
-
-
-def outcome(last: dict[str, Any], steps: int) -> tuple[Status, str]:
+def outcome(last: Report | None, steps: int) -> tuple[Status, str]:
     """How a trial of `steps` steps that ended without an error ended, and the reason in words."""
-    if last.get("diverged"):
+    if last is not None and last.diverged:
         return Status.DIVERGED, "the loss exploded or was not finite"
-    if last.get("step", 0) >= steps:
+    step = 0 if last is None else last.step
+    if step >= steps:
         return Status.FINISHED, ""
-    return Status.STOPPED, f"behind the others at step {last.get('step', 0)}"
+    return Status.STOPPED, f"behind the others at step {step}"

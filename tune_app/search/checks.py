@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from tune_app.models.checks import check_checkpoint, was_checked
 from tune_app.models.folder import model_folder, positions
+from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, check_search_config
 from tune_app.serve.checks import check_petals
@@ -138,8 +139,8 @@ def _check_same_population(before: SearchConfig, config: SearchConfig) -> list[s
 
 def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None:
     """Raises ConfigError where a resumed run's data are not those that it began with."""
-    before = next((e for e in run.events() if e["event"] == "search_started"), None)
-    if before is None or config.allow_changed_space or before["fingerprint"] == fingerprint:
+    before = RunState.read(run).first
+    if before is None or config.allow_changed_space or before.fingerprint == fingerprint:
         return
     raise ConfigError(
         "--resume: the data have changed since the run began (same names, other rows); start a "

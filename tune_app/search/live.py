@@ -16,9 +16,21 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_app.report.words import changes_in_words, duration, number, plural
+from tune_app.run.events import (
+    Event,
+    PopulationChanged,
+    SearchResumed,
+    TrialEnded,
+    TrialReported,
+    TrialRetried,
+    TrialState,
+    read,
+)
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.progress import Progress, Run
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.progress import Progress
+from tune_app.search.ray_tune.trial_job import seed_index_of
 
 if TYPE_CHECKING:
     from tune_app.search.ray_tune.cluster import Cluster
@@ -106,60 +118,63 @@ class LiveView:
         """What the trial hosts have counted so far; may come from any thread."""
         self._hosts = counters
 
-    def listen(self, event: dict[str, Any]) -> None:
-        if event["event"] == "search_resumed":
-            self._progress.replay(self._run.events())
-        run = self._progress.listen(event)
-        if event["event"] == "population_changed" and not self._is_live:
+    def listen(self, event: Event) -> None:
+        if isinstance(event, SearchResumed):
+            self._progress.replay(read(self._run))
+        trial = self._progress.listen(event)
+        if isinstance(event, PopulationChanged) and not self._is_live:
             self._tell_changes(event)
-        if run is not None:
-            self._tell(event["event"], run, event)
+        if trial is not None:
+            self._tell(event, trial)
         self._picture = self._pictured()
 
-    def _tell(self, kind: str, run: Run, event: dict[str, Any]) -> None:
-        """The plain lines: one for each run that has ended, and for what has gone wrong."""
-        if kind == "trial_retried":
-            self.say(f"{self._name(run)} goes on from its last evaluation: {event.get('reason')}")
-        elif kind == "trial_ended" and not self._is_live:
-            self.say(self._line(run))
-        elif kind == "trial_ended" and run.status == Status.FAILED:
-            self.say(f"{self._name(run)} failed: {run.reason}")
-        elif kind == "report" and self._config.verbose:
-            self.say(f"{self._name(run)}: step {run.step}, {self._figures(run)}")
+    def _tell(self, event: Event, trial: TrialState) -> None:
+        """The plain lines: one for each trial that has ended, and for what has gone wrong."""
+        if isinstance(event, TrialRetried):
+            self.say(f"{self._name(trial)} goes on from its last evaluation: {event.reason}")
+        elif isinstance(event, TrialEnded) and not self._is_live:
+            self.say(self._line(trial))
+        elif isinstance(event, TrialEnded) and event.status == Status.FAILED:
+            self.say(f"{self._name(trial)} failed: {event.reason}")
+        elif isinstance(event, TrialReported) and self._config.verbose:
+            self.say(f"{self._name(trial)}: step {trial.step}, {self._figures(trial)}")
 
-    def _tell_changes(self, event: dict[str, Any]) -> None:
-        for change in event["changed"]:
-            latest = [c for c in change["config"].get("changes", ()) if c[0] == event["step"]]
+    def _tell_changes(self, event: PopulationChanged) -> None:
+        for clone in event.changed:
+            latest = [list(change) for change in clone.config.changes if change[0] == event.step]
             values = ", ".join(changes_in_words(latest))
-            self.say(f"trial {change['trial']} goes on from trial {change['of']} {values}".rstrip())
+            self.say(f"trial {clone.trial} goes on from trial {clone.of} {values}".rstrip())
 
-    def _line(self, run: Run) -> str:
+    def _line(self, trial: TrialState) -> str:
         """`3/16  trial 2  finished  loss 1.966, accuracy 0.234  lr 1.4e-3, linear  9.8 s`"""
         progress = self._progress
         done, planned = progress.ended, self._config.trials
-        if run.of is not None:
+        if trial.of is not None:
             done, planned = len(progress.confirmed), progress.confirmations
+        config = trial.config or TrialConfig()
         parts = [
             f"{done}/{planned}",
-            self._name(run),
-            run.status,
-            self._figures(run),
-            f"lr {number(run.config.get('lr'), 'lr')}, {run.config.get('scheduler', '')}",
-            duration(float(run.last.get("seconds", math.nan))),
+            self._name(trial),
+            trial.status,
+            self._figures(trial),
+            f"lr {number(config.lr, 'lr')}, {config.scheduler}",
+            duration(math.nan if trial.last is None else trial.last.seconds),
         ]
-        return "  ".join(parts) + (f"  ({run.reason})" if run.reason else "")
+        return "  ".join(parts) + (f"  ({trial.reason})" if trial.reason else "")
 
-    def _name(self, run: Run) -> str:
-        if run.of is None:
-            return f"trial {run.trial}"
-        seeds = self._config.confirm_seeds
-        return f"confirming {_confirmed(run.of)}, seed {run.seed_index} of {seeds}"
+    def _name(self, trial: TrialState) -> str:
+        if trial.of is None:
+            return f"trial {trial.number}"
+        seed, seeds = seed_index_of(trial.number), self._config.confirm_seeds
+        return f"confirming {_confirmed(trial.of)}, seed {seed} of {seeds}"
 
-    def _figures(self, run: Run) -> str:
-        metric = self._progress.metric
-        text = f"loss {number(run.loss, 'loss')}"
-        if metric and run.last.get(metric) is not None:
-            text += f", {metric} {number(run.last[metric], metric)}"
+    def _figures(self, trial: TrialState) -> str:
+        search = self._progress.run.search
+        metric = "" if search is None else search.metric
+        text = f"loss {number(trial.loss, 'loss')}"
+        value = math.nan if trial.last is None else trial.last.metrics.get(metric, math.nan)
+        if math.isfinite(value):
+            text += f", {metric} {number(value, metric)}"
         return text
 
     # ------------------------------------------------------------------------------- in a terminal
@@ -185,8 +200,8 @@ class LiveView:
         lines.add_column()
         if progress.confirmations:
             lines.add_row("confirm", self._bar(len(progress.confirmed), progress.confirmations))
-            for of in dict.fromkeys(run.of for run in progress.running):
-                seeds = sorted(run.seed_index for run in progress.running if run.of == of)
+            for of in dict.fromkeys(trial.of for trial in progress.running):
+                seeds = sorted(seed_index_of(t.number) for t in progress.running if t.of == of)
                 text = ", ".join(map(str, seeds)) + f" of {self._config.confirm_seeds}"
                 lines.add_row("", f"{_confirmed(of)}, seed{'s' * (len(seeds) > 1)} {text}")
         else:
@@ -197,12 +212,12 @@ class LiveView:
         if best is None:
             lines.add_row("best", "no trial has finished yet")
         else:
-            lines.add_row("best", f"trial {best.trial}: {self._figures(best)}")
-            names = progress.sampled or ["lr", "scheduler"]
+            lines.add_row("best", f"trial {best.number}: {self._figures(best)}")
+            names = (progress.run.search and progress.run.search.sampled) or ("lr", "scheduler")
             values = [
-                f"{name} {number(best.config[name], name)}"
+                f"{name} {number(getattr(best.config, name), name)}"
                 for name in names
-                if best.config.get(name) is not None
+                if getattr(best.config, name, None) is not None
             ]
             lines.add_row("", Text(", ".join(values), style="bold"))
         if progress.rungs:

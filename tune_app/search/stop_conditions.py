@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
+from tune_app.run.events import Event, RunState, TrialReported, TrialRetried
 from tune_app.run.search_config import SearchConfig
 
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -29,8 +29,7 @@ class Ending:
         self.exit_code = 0
         self._time_budget, self._token_budget = config.time_budget, config.token_budget
         self._deadline: float | None = None
-        self._tokens: dict[int, int] = {}  # of each trial, those before an interruption included
-        self._steps: dict[int, int] = {}  # that each trial is known to have reached
+        self._run = RunState()
         self._failed: set[int] = set()  # trials that failed since one of them got on
 
     def __call__(self) -> bool:
@@ -42,23 +41,26 @@ class Ending:
     def urgent(self) -> bool:
         return self.exit_code != 0
 
-    def begin(self, earlier: list[dict[str, Any]]) -> None:
+    def begin(self, earlier: RunState) -> None:
         """The time budget runs from now; the token budget counts the run's earlier events too."""
         if self._time_budget is not None:
             self._deadline = time.monotonic() + self._time_budget
-        for event in earlier:
-            if event["event"] == "report":
-                self._count(event)
+        self._run = earlier
+        self._check_tokens()
 
-    def listen(self, event: dict[str, Any]) -> None:
-        if event["event"] == "report":
-            self._count(event)
-        elif event["event"] == "trial_retried" and event["machines"]:
+    def listen(self, event: Event) -> None:
+        if isinstance(event, TrialReported):
+            known = self._run.trials.get(event.trial)
+            if known is None or event.report.step > known.step:  # a retried trial repeats its last
+                self._failed.clear()
+            self._run.apply(event)
+            self._check_tokens()
+        elif isinstance(event, TrialRetried) and event.machines:
             # Once may be bad luck, which other trials survive. A trial that fails again while no
             # other one gets on either has nothing to train on.
-            if event["trial"] in self._failed:
-                self._end(event["reason"], exit_code=1)
-            self._failed.add(event["trial"])
+            if event.trial in self._failed:
+                self._end(event.reason, exit_code=1)
+            self._failed.add(event.trial)
 
     def interrupt(self, signum: int) -> None:
         self._end("interrupted", exit_code=128 + signum)
@@ -67,15 +69,9 @@ class Ending:
         if self.reason is None or (exit_code and not self.exit_code):
             self.reason, self.exit_code = reason, exit_code
 
-    def _count(self, report: dict[str, Any]) -> None:
-        trial = report["trial"]
-        if report["step"] > self._steps.get(trial, 0):  # a retried trial repeats its last report
-            self._steps[trial] = report["step"]
-            self._failed.clear()
-        if self._token_budget is not None:
-            self._tokens[trial] = report["tokens"]
-            if sum(self._tokens.values()) >= self._token_budget:
-                self._end("the token budget is spent")
+    def _check_tokens(self) -> None:
+        if self._token_budget is not None and self._run.tokens >= self._token_budget:
+            self._end("the token budget is spent")
 
 
 @contextmanager

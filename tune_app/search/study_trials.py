@@ -6,15 +6,14 @@ Knows nothing of Ray; whatever runs the jobs, asks here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import optuna
 from optuna.trial import TrialState
 
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.trial_report import OBJECTIVE, kept, outcome
+from tune_app.run.trial_report import Report, outcome
 from tune_app.search.ray_tune.trial_job import TrialJob
 from tune_app.study.space import SearchSpace, origin_of
 
@@ -40,7 +39,7 @@ class StudyTrials:
         self._study, self._space, self._base = study, space, base
         self._run, self._stop = run, stop
         self._trials: dict[int, optuna.Trial] = {}
-        self._jobs: dict[int, TrialJob] = {}
+        self._configs: dict[int, TrialConfig] = {}
 
     def ask(self) -> TrialJob | None:
         """The next trial's job: one that waits in the study, or a new suggestion. None once the
@@ -53,41 +52,39 @@ class StudyTrials:
         config = self._space.trial_config({**trial.params, **constants}, self._base)
         if "config" not in trial.user_attrs:
             trial.set_user_attr("config", config.to_dict())
-        self._jobs[trial.number] = TrialJob(
+        self._configs[trial.number] = config
+        return TrialJob(
             number=trial.number,
             config=config,
             checkpoint=self._run.checkpoint(trial.number),
             origin=origin_of(trial.user_attrs),
         )
-        return self._jobs[trial.number]
 
-    def change(self, job: TrialJob) -> None:
+    def change(self, number: int, config: TrialConfig) -> None:
         """The trial trains by another config than the study suggested (population-based training);
         the study keeps it as "trained"."""
-        self._jobs[job.number] = job
+        self._configs[number] = config
 
-    def report(self, number: int, report: Mapping[str, Any]) -> None:
+    def report(self, number: int, report: Report) -> None:
         """A report of a trial that trains on."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resumed trial repeats its last report
-            self._trials[number].report(report[OBJECTIVE], report["step"])
+            self._trials[number].report(report.objective, report.step)
 
-    def end(
-        self, number: int, last: Mapping[str, Any] | None = None, *, failed: bool = False
-    ) -> None:
+    def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
         """The end of a trial, with its last report where it has one."""
-        trial, job, report = self._trials[number], self._jobs[number], kept(last or {})
-        status, _ = outcome(report, job.config.steps)
+        trial, config = self._trials[number], self._configs[number]
+        status, _ = outcome(last, config.steps)
         if not failed and status == Status.STOPPED and self._stop():
             return
-        if job.config.changes:
-            trial.set_user_attr("trained", job.config.to_dict())
-        if report:
-            trial.set_user_attr("report", report)
-            self.report(number, report)
+        if config.changes:
+            trial.set_user_attr("trained", config.to_dict())
+        if last is not None:
+            trial.set_user_attr("report", last.flat())
+            self.report(number, last)
         if failed:
             self._study.tell(trial, state=TrialState.FAIL)
-        elif status == Status.STOPPED:
+        elif last is None or status == Status.STOPPED:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._study.tell(trial, report[OBJECTIVE])
+            self._study.tell(trial, last.objective)

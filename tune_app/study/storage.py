@@ -9,11 +9,20 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import TrialState as StudyState
 
+from tune_app.run.events import (
+    Event,
+    RunState,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    TrialState,
+)
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig
-from tune_app.run.trial_report import outcome
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import Report, outcome
 from tune_app.study.space import origin_of
 
 STUDY_NAME = "tune_app"
@@ -29,8 +38,8 @@ def study_name(config: SearchConfig, run: RunDir) -> str:
     """
     if config.storage is None:
         return STUDY_NAME
-    named = [event["study"] for event in run.events() if event["event"] == "search_started"]
-    return named[-1] if named else f"{run.path.name}-{uuid.uuid4().hex[:8]}"
+    begun = RunState.read(run).first
+    return begun.study if begun is not None else f"{run.path.name}-{uuid.uuid4().hex[:8]}"
 
 
 def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
@@ -99,7 +108,7 @@ def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
 
 
 def _begun(run: RunDir) -> bool:
-    return any(event["event"] == "trial_started" for event in run.events())
+    return any(trial.started is not None for trial in RunState.read(run).trials.values())
 
 
 def requeue_unfinished(study: optuna.Study) -> None:
@@ -108,38 +117,26 @@ def requeue_unfinished(study: optuna.Study) -> None:
     Optuna keeps a trial's number and params while it is not finished, so the trial goes on as
     itself. There is no public call for the way back from RUNNING.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    for trial in study.get_trials(deepcopy=False, states=(StudyState.RUNNING,)):
+        study._storage.set_trial_state_values(trial._trial_id, StudyState.WAITING)
 
 
-def missing_events(study: optuna.Study, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def missing_events(study: optuna.Study, run: RunState) -> list[Event]:
     """What the events lack of the study's finished trials: a kill may come between the two."""
-    started: set[int] = set()
-    ended: set[int] = set()
-    steps: dict[int, int] = {}
-    for event in events:
-        if event["event"] == "trial_started":
-            started.add(event["trial"])
-            ended.discard(event["trial"])
-        elif event["event"] == "report":
-            steps[event["trial"]] = event["step"]
-        elif event["event"] == "trial_ended":
-            ended.add(event["trial"])
-    missing: list[dict[str, Any]] = []
+    missing: list[Event] = []
     for trial in study.get_trials(deepcopy=False):
         number, known = trial.number, trial.user_attrs
-        if not trial.state.is_finished() or number in ended:
+        seen = run.trials.get(number, TrialState(number))
+        if not trial.state.is_finished() or seen.ended is not None:
             continue
-        if number not in started:
-            start = {"origin": origin_of(known), "config": known["config"]}
-            missing.append({"event": "trial_started", "trial": number, **start})
-        last = known.get("report", {})
-        if last and steps.get(number, 0) < last["step"]:
-            missing.append({"event": "report", "trial": number, **last})
-        status, reason = outcome(last, known["config"]["steps"])
-        if trial.state == TrialState.FAIL:
+        config = TrialConfig.from_known(known["config"])
+        if seen.started is None:
+            missing.append(TrialStarted(trial=number, origin=origin_of(known), config=config))
+        last = Report.from_flat(known["report"]) if known.get("report") else None
+        if last is not None and seen.step < last.step:
+            missing.append(TrialReported(trial=number, report=last))
+        status, reason = outcome(last, config.steps)
+        if trial.state == StudyState.FAIL:
             status, reason = Status.FAILED, "unknown"
-        missing.append(
-            {"event": "trial_ended", "trial": number, "status": status, "reason": reason}
-        )
+        missing.append(TrialEnded(trial=number, status=status, reason=reason))
     return missing

@@ -7,17 +7,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_app.apply.export import export_best
 from tune_app.report.tables import write_tables
 from tune_app.report.words import duration, number
+from tune_app.run.events import (
+    EventLog,
+    SearchEnded,
+    SearchStarted,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from tune_app.run.flags import HELP, flag_of, parse_search_args
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
-from tune_app.run.trial_report import Report
+from tune_app.run.trial_report import Report, outcome
 from tune_app.search.checks import check_everything
 from tune_app.serve.supervisor import PrivateSwarmError
 from tune_app.train.one_process import Terminal, open_alone
@@ -114,13 +121,14 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
 
         model = PromptTunedModel(backbone, run_request, data.task, data.outputs, trial, data.start)
         training = TrainingRun(model, data, trial)
-        metric = data.task.metric
+        metric, log = data.task.metric, EventLog(run)
 
         def report(report: Report) -> None:
             run.write_atomic(run.checkpoint(_TRIAL) / "state.pt", training.state())
             last = report.step == trial.steps and not report.diverged
             tested = test_metrics(model, data) if last else {}
-            record("report", trial=_TRIAL, **report.flat(), **tested)
+            report = replace(report, metrics={**report.metrics, **tested})
+            log.record(TrialReported(trial=_TRIAL, report=report))
             terminal.erase()
             print(_line(report, trial.steps, metric), flush=True)
             if tested:
@@ -128,37 +136,34 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
                 print(f"{metric} {number(tested[f'test_{metric}'], metric)}", end=" ")
                 print(f"({len(data.test)} rows)", flush=True)
 
-        def record(event: str, **values: object) -> None:
-            run.append_event({"event": event, **values})
-
         settings = replace(config, trial=trial.to_dict())
         run.write_atomic(run.search_yaml, settings.to_yaml())
-        about = {
-            "task": data.task.name,
-            "metric": metric,
-            "classes": data.class_names,
-            "data": data.summary.to_dict(),
-        }
-        record("search_started", trials=1, sampled=[], fingerprint=data.fingerprint, **about)
-        end = partial(record, "trial_ended", trial=_TRIAL)
+        log.record(
+            SearchStarted(
+                trials=1,
+                task=data.task.name,
+                metric=metric,
+                classes=tuple(data.class_names),
+                data=data.summary.to_dict(),
+                fingerprint=data.fingerprint,
+            )
+        )
         try:
-            record("trial_started", trial=_TRIAL, origin="enqueued", config=trial.to_dict())
+            log.record(TrialStarted(trial=_TRIAL, origin="enqueued", config=trial))
             training.train(report)
         except BackboneUnavailable as error:
-            end(status=Status.FAILED, reason=str(error))
+            log.record(TrialEnded(trial=_TRIAL, status=Status.FAILED, reason=str(error)))
             terminal.erase()
             print(f"the swarm is gone after step {training.step}: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            record("search_ended", reason="interrupted")
+            log.record(SearchEnded(reason="interrupted"))
             raise
         else:
-            last = training.last_report
-            if last is not None and last.diverged:
-                end(status=Status.DIVERGED, reason="the loss exploded or was not finite")
-                print("the loss exploded or was not finite; no prompts are saved", file=sys.stderr)
-            else:
-                end(status=Status.FINISHED, reason="")
-        record("search_ended", reason="")
+            status, reason = outcome(training.last_report, trial.steps)
+            log.record(TrialEnded(trial=_TRIAL, status=status, reason=reason))
+            if status != Status.FINISHED:
+                print(f"{reason}; no prompts are saved", file=sys.stderr)
+        log.record(SearchEnded())
     write_tables(run)
     prompts = export_best(run)
     if prompts is None:
@@ -172,7 +177,7 @@ def _line(report: Report, steps: int, metric: str) -> str:
         f"step {report.step:>{len(str(steps))}} of {steps}: "
         f"train loss {number(report.train_loss, 'loss')}, "
         f"valid loss {number(report.eval_loss, 'loss')}, "
-        f"{metric} {number(report.metric[metric], metric)}, "
+        f"{metric} {number(report.metrics[metric], metric)}, "
         f"lr {number(report.learning_rate, 'lr')}, {duration(report.seconds)}"
     )
 

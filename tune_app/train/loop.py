@@ -133,9 +133,8 @@ class TrainingRun:
             learning_rate=learning_rate,
             tokens=self.tokens,
             seconds=self.seconds,
-            metric=evaluation.metric,
             diverged=diverged,
-            usage=self.model.usage.flat(),
+            metrics=self.model.usage.flat() | evaluation.metric,
         )
 
     def state(self) -> bytes:
@@ -150,7 +149,7 @@ class TrainingRun:
             "seconds": self.seconds,
             "first_loss": self.first_loss,
             "usage": asdict(self.model.usage),
-            "last_report": None if self.last_report is None else asdict(self.last_report),
+            "last_report": None if self.last_report is None else self.last_report.flat(),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -169,7 +168,7 @@ class TrainingRun:
         self.first_loss = state["first_loss"]
         self.model.usage = Usage(**state["usage"])
         if state["last_report"] is not None:
-            self.last_report = Report(**state["last_report"])
+            self.last_report = Report.from_flat(state["last_report"])
 
     def take_over(self, checkpoint: bytes, spent: bytes | None) -> None:
         """Goes on from the `state()` of another run, whose config this one's begins with.
@@ -183,7 +182,10 @@ class TrainingRun:
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self.model.usage = usage = Usage(**state["usage"])
         self.last_report = replace(
-            self.last_report, tokens=self.tokens, seconds=self.seconds, usage=usage.flat()
+            self.last_report,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            metrics={**self.last_report.metrics, **usage.flat()},
         )
 
 

@@ -74,7 +74,6 @@ def report_page(results: Results) -> str:
         best_values=_best_values(results),
         tiles=_tiles(results),
         exported=exported(results),
-        without=results.baseline.get("eval_loss", results.baseline.get("loss")),
         confirm=_confirm_rows(results),
         over=[figure["id"] for figure in over if figure],
         too_few=why_none(results) if table.empty else "",

@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,9 +231,11 @@ class TrialHost:
             if waits:
                 keep_state(job.checkpoint, report.step, run.state())
             RunDir(file.parent).write_atomic(file, run.state())
-            extra = test_metrics(model, data) if job.test and last else {}
+            if job.test and last:
+                metrics = {**report.metrics, **test_metrics(model, data)}
+                report = replace(report, metrics=metrics)
             trial.go_on.clear()
-            send(Update(report=report.flat() | extra))
+            send(Update(report=report))
             if waits:
                 trial.go_on.wait()
 

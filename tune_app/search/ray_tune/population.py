@@ -5,34 +5,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from tune_app.run.events import Clone, EventLog, PopulationChanged, RunState
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
-from tune_app.search.ray_tune.recorder import Recorder
 from tune_app.search.ray_tune.searcher import StudySearcher
 from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
 from tune_app.search.study_trials import StudyTrials
 from tune_app.study.explore import explore
 from tune_app.study.space import SearchSpace
 
-Event = dict[str, Any]
-
 _QUANTILE = 0.25  # gives way in each round, and is cloned; Ray's PopulationBasedTraining by default
-
-
-@dataclass(frozen=True)
-class Clone:
-    """What a round makes of a trial: its new job, and the trial that it clones."""
-
-    job: TrialJob
-    of: int
 
 
 class Population(FIFOScheduler):
@@ -62,22 +52,21 @@ class Population(FIFOScheduler):
         size: int,
         seed: int,
         decided: int,
-        changed: Callable[[int, list[Clone]], None],
+        changed: Callable[[PopulationChanged], None],
     ) -> None:
-        """decided: the step of the last round; changed: called with the step and the clones of
-        each later one"""
+        """decided: the step of the last round; changed: called with each later one"""
         super().__init__()
         self._space, self._base, self._size, self._seed = space, base, size, seed
         self._decided, self._changed = decided, changed
         self._reports: dict[Trial, tuple[int, float]] = {}  # the last one: step, objective
 
-    def __getstate__(self) -> Event:
+    def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it for a `Tuner.restore` that never comes
 
     def on_trial_add(self, controller: Any, trial: Trial) -> None:
         self._reports.pop(trial, None)  # a trial that is retried is waited for again
 
-    def on_trial_result(self, controller: Any, trial: Trial, result: Event) -> str:
+    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         step = result["step"]
         self._reports[trial] = step, result[OBJECTIVE]
         # A resumed trial repeats its last report. NOOP: it runs, and nobody asks it for the next.
@@ -105,12 +94,12 @@ class Population(FIFOScheduler):
             donor = rng.choice(best)
             of = job_of(donor.config)
             config = explore(of.config, step, self._space, self._base, rng)
-            clones.append(Clone(job.cloned(of.checkpoint, step, config), of.number))
+            clones.append(Clone(job.number, of.number, config))
             self._reports[trial] = self._reports[donor]
             controller.pause_trial(trial, should_checkpoint=False)  # starts again by its new job
-            trial.set_config({JOB: clones[-1].job})
+            trial.set_config({JOB: job.cloned(of.checkpoint, step, config)})
         self._decided = step
-        self._changed(step, clones)
+        self._changed(PopulationChanged(step=step, changed=tuple(clones)))
         for trial in alive:
             if trial.status == Trial.RUNNING:
                 # Ray's wrapper has no name for it; a trial that was not paused is not resumed.
@@ -123,36 +112,30 @@ def as_population(
     run: RunDir,
     trials: StudyTrials,
     size: int,
-    recorder: Recorder,
+    log: EventLog,
 ) -> tuple[StudySearcher, Population]:
     """Searcher and scheduler with which `size` trials of the study train as a population. It
     continues from where the run's events left it."""
-    rounds = [event for event in run.events() if event["event"] == "population_changed"]
+    rounds = RunState.read(run).rounds
 
     def prepared(job: TrialJob) -> TrialJob:
         for event in rounds:
-            for change in event["changed"]:
-                if change["trial"] == job.number:
-                    donor = run.checkpoint(change["of"])
-                    now = TrialConfig.from_dict(change["config"])
-                    job = job.cloned(donor, event["step"], now)
+            for clone in event.changed:
+                if clone.trial == job.number:
+                    job = job.cloned(run.checkpoint(clone.of), event.step, clone.config)
         return replace(job, population=True)
 
-    def changed(step: int, clones: list[Clone]) -> None:
-        changes = [
-            {"trial": clone.job.number, "of": clone.of, "config": clone.job.config.to_dict()}
-            for clone in clones
-        ]
-        recorder.record("population_changed", step=step, changed=changes)
-        for clone in clones:
-            trials.change(clone.job)
+    def changed(event: PopulationChanged) -> None:
+        log.record(event)
+        for clone in event.changed:
+            trials.change(clone.trial, clone.config)
 
     population = Population(
         space,
         config.base_trial(),
         size=size,
         seed=config.seed,
-        decided=max((event["step"] for event in rounds), default=0),
+        decided=max((event.step for event in rounds), default=0),
         changed=changed,
     )
     return StudySearcher(trials, prepared), population

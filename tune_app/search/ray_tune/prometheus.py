@@ -3,6 +3,7 @@ through them the Ray dashboard, take them. Ray puts `ray_` before each name."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from tune_app.run.events import Event, TrialReported
 from tune_app.search.ray_tune.cluster import Cluster
 
 _POLL_S = 3.0
@@ -31,10 +33,10 @@ _HOST = {
 }
 
 
-def export_event(event: dict[str, Any]) -> None:
+def export_event(event: Event) -> None:
     """Exports the loss of a report that has one; other events pass."""
-    if event["event"] == "report" and event.get("eval_loss") is not None:
-        _LOSS.set(float(event["eval_loss"]), {"trial": str(event["trial"])})
+    if isinstance(event, TrialReported) and math.isfinite(event.report.eval_loss):
+        _LOSS.set(event.report.eval_loss, {"trial": str(event.trial)})
 
 
 def export_hosts(counters: list[dict[str, Any]]) -> None:

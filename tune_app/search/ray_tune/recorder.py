@@ -1,4 +1,4 @@
-"""What happens in a search, written into the run directory while it happens."""
+"""What Ray Tune tells of its trials, written into the run directory while it happens."""
 
 from __future__ import annotations
 
@@ -11,42 +11,36 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
-from tune_app.run.run_dir import RunDir, Status
-from tune_app.run.trial_report import kept, outcome
+from tune_app.run.events import EventLog, TrialEnded, TrialReported, TrialRetried, TrialStarted
+from tune_app.run.run_dir import Status
+from tune_app.run.trial_report import outcome
 from tune_app.search.ray_tune.trainable import MachinesFailed
-from tune_app.search.ray_tune.trial_job import job_of
+from tune_app.search.ray_tune.trial_job import REPORT, job_of, report_of
 
 
 class Recorder(tune.Callback):
-    """Appends each event to events.jsonl and hands it to `listen`.
+    """Writes what Ray Tune tells of its trials as events.
 
-    stopping: whether the search is ending; a trial that this cuts off has no end of its own.
+    stop: whether the search is ending; a trial interrupted by that gets no `trial_ended` event.
     """
 
-    def __init__(
-        self, run: RunDir, listen: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
-    ) -> None:
-        self._run, self._listen, self._stopping = run, listen, stopping
+    def __init__(self, log: EventLog, stop: Callable[[], bool]) -> None:
+        self._log, self._stop = log, stop
         self._started: set[str] = set()  # Ray's ids of trials
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it for a `Tuner.restore` that never comes; listeners hold locks
 
-    def record(self, event: str, **values: Any) -> None:
-        entry = {"event": event, **values}
-        self._run.append_event(entry)
-        self._listen(entry)
-
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        if trial.trial_id in self._started:  # it is retried after a failure
+            return
+        self._started.add(trial.trial_id)
         job = job_of(trial.config)
-        start = {"trial": job.number, "origin": job.origin, "config": job.config.to_dict()}
-        if job.of is not None:
-            start["of"] = job.of
-        if trial.trial_id not in self._started:  # else it goes on after a failure
-            self._started.add(trial.trial_id)
-            self.record("trial_started", **start)
+        self._log.record(
+            TrialStarted(trial=job.number, origin=job.origin, config=job.config, of=job.of)
+        )
 
     def on_trial_result(
         self,
@@ -56,20 +50,20 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        self.record("report", trial=job_of(trial.config).number, **kept(result))
+        self._log.record(TrialReported(trial=job_of(trial.config).number, report=result[REPORT]))
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         reason, machines = _reason(trial)
         number = job_of(trial.config).number
-        self.record("trial_retried", trial=number, reason=reason, machines=machines)
+        self._log.record(TrialRetried(trial=number, reason=reason, machines=machines))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        status, reason = outcome(trial.last_result or {}, job_of(trial.config).config.steps)
-        if status != Status.STOPPED or not self._stopping():
+        status, reason = outcome(report_of(trial.last_result), job_of(trial.config).config.steps)
+        if status != Status.STOPPED or not self._stop():
             self._end(trial, status, reason)
 
     def on_trial_error(
@@ -79,7 +73,7 @@ class Recorder(tune.Callback):
 
     def _end(self, trial: Trial, status: Status, reason: str) -> None:
         number = job_of(trial.config).number
-        self.record("trial_ended", trial=number, status=str(status), reason=reason)
+        self._log.record(TrialEnded(trial=number, status=status, reason=reason))
 
 
 def _reason(trial: Trial) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from tune_app.run.trial_report import OBJECTIVE
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, report_of
 from tune_app.search.study_trials import StudyTrials
 
 
@@ -30,17 +30,17 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         if self._prepared is not None:
             job = self._prepared(job)
-            self._trials.change(job)
+            self._trials.change(job.number, job.config)
         self._numbers[trial_id] = job.number
         return {JOB: job}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._trials.report(self._numbers[trial_id], result)
+        self._trials.report(self._numbers[trial_id], result[REPORT])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._trials.end(self._numbers[trial_id], result, failed=error)
+        self._trials.end(self._numbers[trial_id], report_of(result), failed=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune saves searchers for its own `Tuner.restore`; here the study is what is saved."""

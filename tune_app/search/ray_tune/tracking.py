@@ -18,8 +18,7 @@ from ray.tune.logger import LoggerCallback
 
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_report import kept
-from tune_app.search.ray_tune.trial_job import TrialJob, job_of
+from tune_app.search.ray_tune.trial_job import REPORT, TrialJob, job_of
 
 
 class _Tracked(LoggerCallback):
@@ -52,7 +51,9 @@ class _Tracked(LoggerCallback):
             trial.config = given
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
-        report = kept(result) | {"training_iteration": result["step"]}  # what both plot against
+        report = result[REPORT].flat() | {
+            "training_iteration": result["step"]
+        }  # what both plot against
         self._try(super().log_trial_result, iteration, trial, report)
 
     def log_trial_end(self, trial: Trial, failed: bool = False) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 
-from tune_app.run.trial_report import Update
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
+from tune_app.run.trial_report import Report, Update
+from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, job_of
 from tune_app.serve.connection import Connection
 
 # An update comes within seconds; a host that has to load its model again takes longer.
@@ -98,18 +98,17 @@ class Trial:
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._host, method).remote(*arguments), timeout=_ANSWER_TIMEOUT_S)
 
-    def _result(self, report: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, report: Report) -> dict[str, Any]:
         before, self._reported = self._reported, time.time()
         self._reports += 1
         return (
-            report
+            report.flat()
             | self.get_auto_filled_metrics()
             | {
-                "done": report["diverged"] or report["step"] >= self._job.config.steps,
+                REPORT: report,
+                "done": report.diverged or report.step >= self._job.config.steps,
                 "training_iteration": self._reports,
-                "timesteps_total": report[
-                    "step"
-                ],  # what Ray's loggers (TensorBoard's, say) plot against
+                "timesteps_total": report.step,  # what Ray's loggers (TensorBoard's) plot against
                 "time_this_iter_s": self._reported - before,
                 "time_total_s": self._reported - self._began,
                 "config": {JOB: self._job},

@@ -12,8 +12,16 @@ from typing import Any
 
 from tune_app.run.run_dir import kept_state
 from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import Report
 
 JOB = "job"  # the one key of what Ray Tune takes for a trial's config; its value is a TrialJob
+REPORT = "report"  # the key of the Report in what Ray Tune takes for a result
+
+
+def report_of(result: Mapping[str, Any] | None) -> Report | None:
+    """The report in what Ray Tune takes for a trial's last result; None before the first one."""
+    report: Report | None = (result or {}).get(REPORT)
+    return report
 
 
 def trial_name(number: int) -> str:

@@ -17,6 +17,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from tune_app.report.results import load
+from tune_app.run.events import EventLog, RunState, SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
@@ -30,7 +31,6 @@ from tune_app.search.ray_tune.recorder import Recorder
 from tune_app.search.ray_tune.searcher import JobList, StudySearcher
 from tune_app.search.ray_tune.trainable import register_trial
 from tune_app.search.ray_tune.trial_job import (
-    FIRST_CONFIRMATION,
     TrialJob,
     confirmation_number,
     job_of,
@@ -131,26 +131,27 @@ def search(
 
     The study and the events of an earlier call in the same run directory are gone on with.
     """
-    before = run.events()
-    resumed = any(event["event"] == "search_started" for event in before)
+    before = RunState.read(run)
     name = study_name(config, run)
     study, base = open_study(config, run, name), config.base_trial()
-    recorder = Recorder(run, _both(live, ending), ending)
-    recorder.record(
-        "search_resumed" if resumed else "search_started",
-        trials=config.trials,
-        task=config.task,
-        metric=task_named(config.task).metric,
-        sampled=list(space.sampled_names),
-        fingerprint=machines.about["fingerprint"],
-        classes=list(machines.about["classes"]),
-        data=machines.about["data"],
-        study=name,
+    log = _log(run, live, ending)
+    begins = SearchStarted if before.first is None else SearchResumed
+    log.record(
+        begins(
+            trials=config.trials,
+            task=config.task,
+            metric=task_named(config.task).metric,
+            sampled=space.sampled_names,
+            fingerprint=machines.about["fingerprint"],
+            classes=tuple(machines.about["classes"]),
+            data=machines.about["data"],
+            study=name,
+        )
     )
     requeue_unfinished(study)
     for event in missing_events(study, before):
-        recorder.record(**event)
-    ending.begin(run.events())
+        log.record(event)
+    ending.begin(RunState.read(run))
     # They come first in the study too, so that those that a kill kept out of it can be told.
     for first in space.first_trials(base, config.trial)[len(study.get_trials(deepcopy=False)) :]:
         first.enqueue(study)
@@ -170,7 +171,7 @@ def search(
             searcher: StudySearcher
             scheduler: TrialScheduler
             if config.scheduler == "pbt":
-                searcher, scheduler = as_population(config, space, run, trials, left, recorder)
+                searcher, scheduler = as_population(config, space, run, trials, left, log)
                 at_once = left
             else:
                 searcher = StudySearcher(trials)
@@ -185,13 +186,13 @@ def search(
                 at_once=at_once,
                 searcher=searcher,
                 scheduler=scheduler,
-                callbacks=[recorder],
+                callbacks=[Recorder(log, ending)],
                 stopping=ending,
                 say=live.say,
             )
         finally:
             requeue_unfinished(study)
-    _record_end(recorder, machines, ending)
+    _record_end(log, machines, ending)
 
 
 def confirm(
@@ -206,9 +207,9 @@ def confirm(
     if not best:
         return
     done = {
-        (event["of"], event["config"]["seed"])
-        for event in run.events()
-        if event["event"] == "trial_started" and event["trial"] in _confirmed(run)
+        (trial.of, trial.config.seed)
+        for trial in RunState.read(run).trials.values()
+        if trial.config is not None and trial.ended is not None and trial.of is not None
     }
     jobs = []
     for of in [0, *best]:
@@ -236,7 +237,7 @@ def confirm(
         f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
     )
     live.expect(len(jobs))
-    recorder = Recorder(run, _both(live, ending), stopping)
+    log = _log(run, live, ending)
     _fit(
         config,
         run,
@@ -246,39 +247,24 @@ def confirm(
         at_once=runs_at_once(config),
         searcher=JobList(jobs),
         scheduler=FIFOScheduler(),
-        callbacks=[recorder],
+        callbacks=[Recorder(log, stopping)],
         stopping=stopping,
         say=live.say,
     )
-    _record_end(recorder, machines, ending)
+    _record_end(log, machines, ending)
 
 
-def _record_end(recorder: Recorder, machines: Cluster, ending: Ending) -> None:
-    recorder.record(
-        "search_ended", reason=ending.reason or "all trials are done", hosts=machines.counters()
-    )
-
-
-def _confirmed(run: RunDir) -> set[int]:
-    """Numbers of the confirmation runs that have ended."""
-    return {
-        event["trial"]
-        for event in run.events()
-        if event["event"] == "trial_ended" and event["trial"] >= FIRST_CONFIRMATION
-    }
+def _record_end(log: EventLog, machines: Cluster, ending: Ending) -> None:
+    reason = ending.reason or "all trials are done"
+    log.record(SearchEnded(reason=reason, hosts=tuple(machines.counters())))
 
 
 def _trial_name(trial: Any) -> str:
     return job_of(trial.config).name
 
 
-def _both(live: LiveView, ending: Ending) -> Callable[[dict[str, Any]], None]:
-    def listen(event: dict[str, Any]) -> None:
-        ending.listen(event)
-        live.listen(event)
-        export_event(event)
-
-    return listen
+def _log(run: RunDir, live: LiveView, ending: Ending) -> EventLog:
+    return EventLog(run, ending.listen, live.listen, export_event)
 
 
 def _tracking(config: SearchConfig, run: RunDir, say: Callable[[str], None]) -> list[Any]:

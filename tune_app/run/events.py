@@ -1,0 +1,380 @@
+"""What happens in a run: a frozen record for each kind of event, and one fold over all of them.
+
+A run's events.jsonl holds one JSON object a line, `{"time": ..., "event": KIND, ...}`. Whoever
+writes one makes a record and appends it; whoever wants to know how a run stands asks `RunState`.
+Reading is tolerant, so that runs of other versions open too: kinds and keys that are not known are
+passed over, keys that are missing have the defaults of the record.
+
+Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.trial_config import TrialConfig
+from tune_app.run.trial_report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that has happened, at `time` (unix seconds)."""
+
+    kind: ClassVar[str]
+    time: float = field(default_factory=time.time, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as a line of events.jsonl holds it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "time"}
+        return {"time": self.time, "event": self.kind} | self._written(values)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Self:
+        """The event of a line. Raises KeyError, TypeError or ValueError where it lacks what makes
+        it one of this kind."""
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in line.items() if k in known and v is not None}
+        return cls(**cls._read(given, line))
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields' values as JSON has them."""
+        return values
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields' values from those that the line gives."""
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStarted(Event):
+    """A command begins to search, or to train the one trial of its run.
+
+    trials: how many are asked for, without confirmation runs
+    metric: the task's, "accuracy" for instance: reports carry it by this name
+    sampled: the hyperparameters that the search varies
+    fingerprint: of the data
+    classes: the labels of a classification, in the order of the classes
+    data: what the room of tasks writes and reads: `DataSummary`
+    study: name of the Optuna study
+    """
+
+    kind = "search_started"
+    trials: int = 0
+    task: str = ""
+    metric: str = ""
+    sampled: tuple[str, ...] = ()
+    fingerprint: str = ""
+    classes: tuple[str, ...] = ()
+    data: Mapping[str, Any] | None = None
+    study: str = ""
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        return given | {k: tuple(given[k]) for k in ("sampled", "classes") if k in given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResumed(SearchStarted):
+    """Another command continues the run."""
+
+    kind = "search_resumed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEnded(Event):
+    """The search, or the confirmation after it, is over; `hosts` is what each host counted."""
+
+    kind = "search_ended"
+    reason: str = ""
+    hosts: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        hosts = [host for host in given.get("hosts", ()) if isinstance(host, Mapping)]
+        return given | {"hosts": tuple(hosts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEvent(Event):
+    """Something that has happened to one trial."""
+
+    trial: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted(TrialEvent):
+    """A trial begins, or begins again in another command; `of` is the trial that a confirmation
+    run repeats."""
+
+    kind = "trial_started"
+    origin: str = "suggested"
+    config: TrialConfig = field(default_factory=TrialConfig)
+    of: int | None = None
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        of = {} if self.of is None else {"of": self.of}
+        return {"trial": self.trial, "origin": self.origin, "config": self.config.to_dict()} | of
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        return given | {"config": TrialConfig.from_known(given.get("config", {}))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReported(TrialEvent):
+    """A trial has been evaluated."""
+
+    kind = "report"
+    report: Report
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {"trial": self.trial, **self.report.flat()}
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        figures = {k: v for k, v in line.items() if k not in ("time", "event", "trial")}
+        return given | {"report": Report.from_flat(figures)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRetried(TrialEvent):
+    """A trial has failed and starts again from its last checkpoint.
+
+    machines: its host or the swarm is to blame, not its config
+    """
+
+    kind = "trial_retried"
+    reason: str = ""
+    machines: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded(TrialEvent):
+    """A trial has ended, and how."""
+
+    kind = "trial_ended"
+    status: Status = Status.FAILED
+    reason: str = ""
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        status = given.get("status")
+        return given | {"status": Status(status) if status in list(Status) else Status.FAILED}
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A trial that continues as a clone of trial `of`, by its config with one more change."""
+
+    trial: int
+    of: int
+    config: TrialConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationChanged(Event):
+    """A round of a population, after so many steps."""
+
+    kind = "population_changed"
+    step: int
+    changed: tuple[Clone, ...] = ()
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        changed = [
+            {"trial": clone.trial, "of": clone.of, "config": clone.config.to_dict()}
+            for clone in self.changed
+        ]
+        return {"step": self.step, "changed": changed}
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        changed = [
+            Clone(clone["trial"], clone["of"], TrialConfig.from_known(clone["config"]))
+            for clone in given.get("changed", ())
+        ]
+        return given | {"changed": tuple(changed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherEvent(Event):
+    """What this version does not know, or cannot read; only its time counts."""
+
+    kind = "other"
+
+
+_KINDS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        SearchStarted,
+        SearchResumed,
+        SearchEnded,
+        TrialStarted,
+        TrialReported,
+        TrialRetried,
+        TrialEnded,
+        PopulationChanged,
+    )
+}
+
+
+def event_from_json(line: Mapping[str, Any]) -> Event:
+    """The event of a line."""
+    if not isinstance(line.get("time"), int | float):
+        line = {**line, "time": math.nan}
+    kind = _KINDS.get(line["event"], OtherEvent)
+    if issubclass(kind, TrialEvent) and not isinstance(line.get("trial"), int):
+        kind = OtherEvent
+    try:
+        return kind.from_json(line)
+    except (KeyError, TypeError, ValueError):
+        return OtherEvent(time=line["time"])
+
+
+def append(run: RunDir, event: Event) -> None:
+    run.append_event(event.to_json())
+
+
+def read(run: RunDir) -> list[Event]:
+    """All events of a run in the order written."""
+    return [event_from_json(line) for line in run.events()]
+
+
+class EventLog:
+    """Where a running command writes its events: into the run, and to whoever listens."""
+
+    def __init__(self, run: RunDir, *listeners: Callable[[Event], None]) -> None:
+        self._run, self._listeners = run, listeners
+
+    def record(self, event: Event) -> None:
+        append(self._run, event)
+        for listen in self._listeners:
+            listen(event)
+
+
+# ------------------------------------------------------------------------------------ how it stands
+
+
+@dataclass
+class TrialState:
+    """A trial as far as its events tell.
+
+    reports: in the order of their steps. A trial that was resumed from a checkpoint reports some
+        steps again: the reports after the resume win.
+    """
+
+    number: int
+    started: TrialStarted | None = None  # the latest one
+    config: TrialConfig | None = None  # with a population's changes
+    reports: list[TrialReported] = field(default_factory=list)
+    ended: TrialEnded | None = None  # None again once it is started anew
+
+    @property
+    def of(self) -> int | None:
+        return None if self.started is None else self.started.of
+
+    @property
+    def origin(self) -> str:
+        return "suggested" if self.started is None else self.started.origin
+
+    @property
+    def last(self) -> Report | None:
+        return self.reports[-1].report if self.reports else None
+
+    @property
+    def loss(self) -> float:
+        """The last reported eval_loss, NaN without one."""
+        return math.nan if self.last is None else self.last.eval_loss
+
+    @property
+    def step(self) -> int:
+        """Of the last report; 0 before it."""
+        return 0 if self.last is None else self.last.step
+
+    @property
+    def status(self) -> Status:
+        """How it ended; RUNNING where it has not, whether or not anybody works on it."""
+        return Status.RUNNING if self.ended is None else self.ended.status
+
+    @property
+    def reason(self) -> str:
+        """Why it ended so, in words; "" where that is plain."""
+        return "" if self.ended is None else self.ended.reason
+
+
+@dataclass
+class RunState:
+    """How a run stands after the events that were applied."""
+
+    first: SearchStarted | None = None  # the command that made the run
+    search: SearchStarted | None = None  # the latest command; what it left out is as it was before
+    ended: SearchEnded | None = None  # None while the latest command goes on, or where it died
+    trials: dict[int, TrialState] = field(default_factory=dict)
+    rounds: list[PopulationChanged] = field(default_factory=list)
+    seconds: float = 0.0  # wall time, without the pauses between commands
+    _began: float | None = None  # the latest command, and the seconds before it
+    _before: float = 0.0
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> RunState:
+        state = cls()
+        for event in events:
+            state.apply(event)
+        return state
+
+    @classmethod
+    def read(cls, run: RunDir) -> RunState:
+        return cls.of(read(run))
+
+    @property
+    def tokens(self) -> int:
+        """Through the backbone in training, by all trials together."""
+        return sum(trial.last.tokens for trial in self.trials.values() if trial.last is not None)
+
+    def apply(self, event: Event) -> TrialState | None:
+        """Takes an event in; the trial that it is about, where it is about one."""
+        self._count_time(event)
+        if isinstance(event, SearchStarted):
+            self.first = self.first or event
+            self.search = event if self.search is None else _over(event, self.search)
+            self.ended = None
+        elif isinstance(event, SearchEnded):
+            self.ended = event
+        elif isinstance(event, PopulationChanged):
+            self.rounds.append(event)
+            for clone in event.changed:
+                if clone.trial in self.trials:
+                    self.trials[clone.trial].config = clone.config
+        elif isinstance(event, TrialEvent):
+            return self._apply_to_trial(event)
+        return None
+
+    def _apply_to_trial(self, event: TrialEvent) -> TrialState:
+        trial = self.trials.setdefault(event.trial, TrialState(event.trial))
+        if isinstance(event, TrialStarted):
+            trial.started, trial.config, trial.ended = event, event.config, None
+        elif isinstance(event, TrialReported):
+            step = event.report.step
+            trial.reports = [old for old in trial.reports if old.report.step < step] + [event]
+        elif isinstance(event, TrialEnded):
+            trial.ended = event
+        return trial
+
+    def _count_time(self, event: Event) -> None:
+        if math.isnan(event.time):
+            return
+        if self._began is None or isinstance(event, SearchStarted):
+            self._began, self._before = event.time, self.seconds
+        self.seconds = self._before + event.time - self._began
+
+
+def _over(event: SearchStarted, before: SearchStarted) -> SearchStarted:
+    """The event, with what it does not say as it was before."""
+    missing = {f.name: getattr(before, f.name) for f in fields(event) if not getattr(event, f.name)}
+    return dataclasses.replace(event, **missing)
