@@ -133,7 +133,7 @@ class Bench:
         assert report is not None
         row = asdict(run) | {
             "valid_loss": report.objective,
-            "valid_accuracy": report.metric["accuracy"],
+            "valid_accuracy": report.metrics["accuracy"],
             "test_loss": test.loss,
             "test_accuracy": test.metric["accuracy"],
             "cpu_s": round(time.process_time() - began, 1),
