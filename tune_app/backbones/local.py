@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tune_app.backbones.protocol import PackLimits, Traffic
-from tune_app.models.parts import Head, blocks_of, load_whole
+from tune_app.models.parts import Whole, blocks_of, load_whole
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5
@@ -18,12 +15,6 @@ _ACTIVATION_SHARE = 0.5
 _MOST_TOKENS, _MOST_TOKENS_CUDA = 4096, 65536
 # Positions of the two rows on which it is measured what a pass keeps.
 _SHORT, _LONG = 16, 48
-
-
-class _DeepPrompts(threading.local):
-    """What the hooks of this thread's pass add to the inputs of blocks."""
-
-    LBPH: torch.Tensor | None = None
 
 
 class LocalBackbone:
@@ -39,46 +30,27 @@ class LocalBackbone:
         one host."""
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
         self._model = load_whole(model, self.dtype).to(self.device)
-        self._head = Head(self._model)
-        self._deep = _DeepPrompts()
-        layers = blocks_of(self._model)
-        for index, layer in enumerate(layers):
-            layer.register_forward_pre_hook(self._deep_prompt_hook(index))
+        self._whole = Whole(self._model)
         self.hidden_size = self._model.config.get_text_config().hidden_size
-        self.num_blocks = len(layers)
+        self.num_blocks = len(blocks_of(self._model))
         self.traffic = Traffic()
         self._memory_share = memory_share
         self.limits = self._limits()
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        return self._model.get_input_embeddings()(tokens_BT)
+        return self._whole.words(tokens_BT)
 
     def blocks(self, embeds_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None) -> torch.Tensor:
-        self._deep.LBPH = deep_LBPH
-        try:
-            out = self._model.base_model(inputs_embeds=embeds_BSH, use_cache=False)
-        finally:
-            self._deep.LBPH = None
-        return out.last_hidden_state
+        return self._whole(embeds_BSH, deep_LBPH)
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        return self._head(hidden_BTH)
+        return self._whole.head(hidden_BTH)
 
     def health(self) -> None:
         return None
 
     def close(self) -> None:
         pass
-
-    def _deep_prompt_hook(self, index: int) -> Callable[[Any, Any], Any]:
-        def add_deep_prompt(module: Any, args: Any) -> Any:
-            if self._deep.LBPH is None:
-                return None
-            hidden_BSH, deep_BPH = args[0], self._deep.LBPH[index]
-            prefix = hidden_BSH[:, : deep_BPH.shape[1]] + deep_BPH
-            return (torch.cat([prefix, hidden_BSH[:, deep_BPH.shape[1] :]], dim=1), *args[1:])
-
-        return add_deep_prompt
 
     def _limits(self) -> PackLimits:
         """So large that what a pass keeps for its backward pass fits into the memory bound.
@@ -116,8 +88,8 @@ class LocalBackbone:
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
-            out = self._model.base_model(inputs_embeds=embeds_BSH, use_cache=False)
-        del out  # not before: what is freed is counted under an address that is used again
+            hidden_BSH = self._whole(embeds_BSH, None)
+        del hidden_BSH  # not before: what is freed is counted under an address that is used again
         return sum(kept.values())
 
     def _free_bytes(self) -> int:

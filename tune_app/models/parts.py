@@ -72,11 +72,22 @@ def load_blocks(folder: str | Path, keep: Collection[int], dtype: torch.dtype) -
     return _load(MODEL_MAPPING, folder, dtype, strip)
 
 
+def load_first_block(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """As `load_whole`, of a model that ends after its first block."""
+    config = AutoConfig.from_pretrained(str(folder))
+    _cut_to_one_block(config, 0)
+    return _load(MODEL_FOR_CAUSAL_LM_MAPPING, folder, dtype, lambda model: None, config)
+
+
 def _load(
-    families: Any, folder: str | Path, dtype: torch.dtype, strip: Callable[[PreTrainedModel], None]
+    families: Any,
+    folder: str | Path,
+    dtype: torch.dtype,
+    strip: Callable[[PreTrainedModel], None],
+    config: Any = None,
 ) -> PreTrainedModel:
     """What `strip` leaves of the model; the rest is neither allocated nor read."""
-    config = AutoConfig.from_pretrained(str(folder))
+    config = config or AutoConfig.from_pretrained(str(folder))
     if type(config) not in families:
         raise ConfigError(
             f"{str(folder)!r} has a model of type {config.model_type!r}, of which transformers "
@@ -98,7 +109,9 @@ def _load(
         family.__module__,
     )
     with _no_progress_bars():
-        model, loading = Part.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+        model, loading = Part.from_pretrained(
+            str(folder), config=config, dtype=dtype, output_loading_info=True
+        )
     lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if lacking:  # transformers would go on with random numbers
         raise ConfigError(
@@ -147,12 +160,16 @@ def _around(model: PreTrainedModel, index: int, stand_in: nn.Module) -> Any:
     base, blocks = model.base_model, blocks_of(model)
     shell = _twin(base)
     shell.config = copy.deepcopy(base.config)
-    shell.config.num_hidden_layers = 1
-    if kinds := getattr(shell.config, "layer_types", None):
-        shell.config.layer_types = [kinds[index]]
+    _cut_to_one_block(shell.config, index)
     (name,) = (name for name, child in base.named_children() if child is blocks)
     setattr(shell, name, nn.ModuleList([stand_in]))
     return shell
+
+
+def _cut_to_one_block(config: Any, index: int) -> None:
+    config.num_hidden_layers = 1
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = [kinds[index]]
 
 
 class Block(nn.Module):
@@ -198,6 +215,55 @@ class _Passing(threading.local):
 
     hidden: torch.Tensor | None = None
     blocks: Blocks | None = None
+    deep: torch.Tensor | None = None
+
+
+class Whole(nn.Module):
+    """All of `model` (from `load_whole`), with deep prompts added to the inputs of its blocks.
+
+    May be called from several threads at once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.words = model.get_input_embeddings()
+        self.head = Head(model)
+        self.trunk = model.base_model
+        self._passing = _Passing()
+        for index, block in enumerate(blocks_of(model)):
+            block.register_forward_pre_hook(self._adding_deep_prompts(index))
+
+    def forward(
+        self,
+        embeds_BSH: torch.Tensor,
+        deep_LBPH: torch.Tensor | None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """Word embeddings [B, S, H] to hidden states after the final norm; with a cache S are the
+        positions after it."""
+        self._passing.deep = deep_LBPH
+        try:
+            out = self.trunk(inputs_embeds=embeds_BSH, use_cache=cache is not None, cache=cache)
+            return out.last_hidden_state
+        finally:
+            self._passing.deep = None
+
+    def _adding_deep_prompts(self, index: int) -> Callable[[Any, Any], Any]:
+        def hook(_block: Any, args: Any) -> Any:
+            deep_LBPH = self._passing.deep
+            if deep_LBPH is None:
+                return None
+            return (with_deep_prompt(args[0], deep_LBPH[index]), *args[1:])
+
+        return hook
+
+
+def with_deep_prompt(hidden_BSH: torch.Tensor, deep_BPH: torch.Tensor) -> torch.Tensor:
+    """A block's input with `deep_BPH` added to its first P positions, as Petals' servers do it."""
+    prompt_tokens = deep_BPH.shape[1]
+    return torch.cat(
+        [hidden_BSH[:, :prompt_tokens] + deep_BPH, hidden_BSH[:, prompt_tokens:]], dim=1
+    )
 
 
 class OneBlockCache(Cache):
