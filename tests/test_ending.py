@@ -78,6 +78,28 @@ def test_errors_of_the_trials_themselves_end_nothing() -> None:
     assert not ending()
 
 
+def test_a_second_hang_up_ends_nothing_more() -> None:
+    """A shell passes on the one that its terminal has sent to the search as well."""
+    ending = Ending(SearchConfig())
+    with interruptible(ending, lambda _: None):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert ending()
+        assert ending.exit_code == 129
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_under_nohup_nothing_is_hung_up() -> None:
+    ending = Ending(SearchConfig())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(ending, lambda _: None):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ending()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_ends_second_one_leaves(signum: signal.Signals) -> None:
     ending, said = Ending(SearchConfig()), []

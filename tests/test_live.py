@@ -302,5 +302,5 @@ def test_ctrl_c_reaches_the_search_while_the_display_is_drawn(tmp_path: Path) ->
 
     assert process.wait(timeout=10) == 0
     assert b"reason: interrupted" in output
-    assert b"Ctrl-C: ending the search" in output
+    assert b"Ctrl-C: finishing up" in output
     assert output.rindex(b"\x1b[?25h") > output.rindex(b"\x1b[?25l")  # the cursor is back

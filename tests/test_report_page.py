@@ -257,6 +257,30 @@ def test_every_kind_of_run_opens_without_errors(browser: Any, tmp_path: Path, sh
 
 
 @pytest.mark.browser
+def test_all_plots_are_printed(browser: Any, tmp_path: Path):
+    """Also those that nobody has scrolled to; on the screen they are as before afterwards."""
+    run = _run(tmp_path / "run", **SHAPES["confirmed"])
+    browser.get(run.report_html.as_uri())
+    plots = len(_data(run.report_html)["figures"])
+    drawn = "document.querySelectorAll('.plot[data-drawn]').length"
+    _wait(browser, f"{drawn} > 0")
+    assert browser.execute_script(f"return {drawn}") < plots
+    browser.execute_script(
+        "window.widest = 0; addEventListener('beforeprint', () => { window.widest = "
+        "Math.max(...[...document.querySelectorAll('.plot svg')].map(s => +s.getAttribute('width')"
+        ")) })"
+    )
+
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+
+    _wait(browser, f"{drawn} === {plots}")
+    assert 0 < browser.execute_script("return window.widest") <= 700
+    screen = "+document.querySelector('.plot svg').getAttribute('width')"
+    _wait(browser, f"{screen} > 700")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
 def test_the_table_sorts_filters_and_says_so(browser: Any, tmp_path: Path):
     run = _run(tmp_path / "run", trials=40)
     trials = pd.read_csv(run.trials_csv)

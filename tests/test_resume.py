@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
 
 from benchmarks.kill_and_resume import (
@@ -40,17 +41,20 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
 
 
 def test_interrupted_like_in_a_terminal_then_resumed(tmp_path: Path) -> None:
+    """By a terminal that closes, then by Ctrl-C: each goes to the whole process group."""
     run = tmp_path / "run"
     search = Search(*SHORT, "--scheduler", "none", "--concurrency", "1", "--out", str(run))
-    assert search.wait_until(lambda: ended(run))
-    os.killpg(search.process.pid, signal.SIGINT)
+    for signum in (signal.SIGHUP, signal.SIGINT):
+        before = len(ended(run))
+        assert search.wait_until(lambda before=before: len(ended(run)) > before)
+        os.killpg(search.process.pid, signum)
 
-    assert search.wait(60) == 130
-    search.check_nothing_is_left()
-    assert (run / "trials.csv").exists()
-    study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run / 'study.db'}")
-    assert "RUNNING" not in {trial.state.name for trial in study.trials}
-    search = Search("--resume", str(run))
+        assert search.wait(60) == 128 + signum
+        search.check_nothing_is_left()
+        assert len(pd.read_csv(run / "trials.csv")) > before
+        study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run / 'study.db'}")
+        assert "RUNNING" not in {trial.state.name for trial in study.trials}
+        search = Search("--resume", str(run))
     assert search.wait() == 0, search.process.stderr.read()
     check_nothing_is_lost(run, TRIALS)
     search.check_nothing_is_left()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.words import number
 from tune_app.run.flags import HELP
+from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.checks import check_everything
@@ -36,6 +36,7 @@ _TEST_SPLIT = ""  # what --evaluate is without a file
 _LINES_AT_ONCE = 64  # that are answered together, where no person types them
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 when the swarm fails, 2 for a user's mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
@@ -61,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrivateSwarmError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

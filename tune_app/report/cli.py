@@ -15,10 +15,12 @@ from pathlib import Path
 from tune_app.report.page.comparison import comparison_page
 from tune_app.report.results import load
 from tune_app.report.write import write_all
+from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError
 
 
+@forgiving_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tune_app.report", description=__doc__.split("\n\n", 1)[1]

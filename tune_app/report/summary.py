@@ -262,11 +262,12 @@ def _dashboards(results: Results) -> list[tuple[str, str]]:
 def reproduce(results: Results) -> list[tuple[str, str]]:
     """(what for, command) of everything that goes on from this run."""
     path, steps = results.run.path, list[tuple[str, str]]()
+    best = shlex.quote(str(path / "best.yaml"))
     if results.best is not None:
-        steps.append(("Use the prompts", f"python -m tune_app.apply {path}"))
-        steps.append(("Train it again", f"python -m tune_app.train --config {path / 'best.yaml'}"))
+        steps.append(("Use the prompts", f"python -m tune_app.apply {shlex.quote(str(path))}"))
+        steps.append(("Train it again", f"python -m tune_app.train --config {best}"))
     if not results.running:
-        resume = f"python -m tune_app.search --resume {path}"
+        resume = f"python -m tune_app.search --resume {shlex.quote(str(path))}"
         if len(results.searched) < results.planned or Status.INTERRUPTED in results.counts:
             steps.append(("Go on", resume))
         elif not results.population:

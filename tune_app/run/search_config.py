@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -287,7 +288,7 @@ def _check_run(config: SearchConfig) -> list[str]:
         if config.out is not None and (config.out / "events.jsonl").exists():
             messages.append(
                 f"--out: {str(config.out)!r} holds another run; choose another folder, "
-                f"or go on with that run: --resume {config.out}"
+                f"or go on with that run: --resume {shlex.quote(str(config.out))}"
             )
         if config.allow_changed_space:
             messages.append("--allow-changed-space: only with --resume.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from tune_app.report.results import load
 from tune_app.report.write import kept_fresh, write_all
 from tune_app.run.flags import parse_search_args
+from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.checks import check_everything, check_same_data
@@ -21,9 +23,10 @@ from tune_app.study.space import SearchSpace
 from tune_app.study.storage import check_study
 
 
+@forgiving_output()
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 when the search has shown results; 1 where no trial could be trained, or none
-    any longer; 2 for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM."""
+    any longer; 2 for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     try:
         config = parse_search_args(argv)
         space = check_everything(config)
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("left at once; go on with --resume", file=sys.stderr)
+        print("stopped immediately; continue with --resume", file=sys.stderr)
         return 130
 
 
@@ -54,12 +57,12 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
 
     def ray_died() -> None:
         live.stop()
-        again = f"--resume {run.path}" if run.events() else "and its flags again"
-        print(f"Ray has died; go on with python -m tune_app.search {again}", file=sys.stderr)
+        again = f"Continue with: {_resume(run)}" if run.events() else "Run the same command again."
+        print(f"Ray has died. {again}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
 
-    # The signals' handlers come after Ray's own: until then Ctrl-C leaves at once.
+    # The signals' handlers come after Ray's own: until then Ctrl-C leaves immediately.
     with (
         live,
         cluster(config, progress=live.progress, ray_died=ray_died) as machines,
@@ -77,10 +80,14 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
     if ending.exit_code == 1:
         print(
             f"The search ended because nothing can train any more: {ending.reason}\n"
-            f"Once that is mended: python -m tune_app.search --resume {run.path}",
+            f"Once that is mended: {_resume(run)}",
             file=sys.stderr,
         )
     return ending.exit_code or int(set(load(run).counts) == {Status.FAILED})
+
+
+def _resume(run: RunDir) -> str:
+    return shlex.join(["python", "-m", "tune_app.search", "--resume", str(run.path)])
 
 
 def _terminal_width() -> int:

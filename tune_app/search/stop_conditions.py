@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tune_app.run.events import Event, RunState, TrialReported, TrialRetried
+from tune_app.run.output import forget_output
 from tune_app.run.search_config import SearchConfig
 
-_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
 class Ending:
@@ -76,16 +78,27 @@ class Ending:
 
 @contextmanager
 def interruptible(ending: Ending, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the search, which shows its results; the second raises
-    KeyboardInterrupt at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends the search, which shows its results; a second Ctrl-C
+    or SIGTERM raises KeyboardInterrupt. A signal that is ignored, as under nohup, stays ignored."""
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
+        hung_up = signum == signal.SIGHUP
+        if hung_up:  # nothing can be written to a terminal that is gone
+            forget_output(*terminals)
         if ending.urgent:
+            if hung_up:  # a shell passes on the one that the terminal has sent as well
+                return
             raise KeyboardInterrupt
         ending.interrupt(signum)
-        say(f"{_SIGNALS[signal.Signals(signum)]}: ending the search; once more to leave at once")
+        name = _SIGNALS[signal.Signals(signum)]
+        say(f"{name}: finishing up and showing results; once more quits immediately")
 
-    before = {signum: signal.signal(signum, on_signal) for signum in _SIGNALS}
+    before = {
+        signum: signal.signal(signum, on_signal)
+        for signum in _SIGNALS
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

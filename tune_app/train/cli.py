@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tune_app.run.events import (
     TrialStarted,
 )
 from tune_app.run.flags import HELP, flag_of, parse_search_args
+from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Report, outcome
@@ -42,6 +44,7 @@ SETTINGS = ("task", *HELP["data"], *HELP["model and swarm"], *HELP["each trial"]
 _TRIAL = 1  # number 0 is the documented default of a search
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 when the prompts are saved, 1 when training failed, 2 for a user's mistake, 130
     after Ctrl-C."""
@@ -168,7 +171,8 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
     prompts = export_best(run)
     if prompts is None:
         return 1
-    terminal.say(f"prompts: {prompts}\nuse them: python -m tune_app.apply {run.path}")
+    apply = shlex.join(["python", "-m", "tune_app.apply", str(run.path)])
+    terminal.say(f"prompts: {prompts}\nuse them: {apply}")
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -117,13 +119,15 @@ def _usage_error(error: Exception) -> Exception:
 def _ray(config: SearchConfig) -> Iterator[str]:
     """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
     os.environ.update(_RAY_ENVIRONMENT)
+    # One for each search, so that the hosts of several on one cluster can be told apart.
+    namespace = f"tune_app-{uuid.uuid4().hex[:8]}"
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
     }
     if config.address is not None:
         try:
-            context = ray.init(address=config.address, namespace="tune_app", **quiet)
+            context = ray.init(address=config.address, namespace=namespace, **quiet)
         except Exception as error:  # Ray raises several unrelated types here
             raise ConfigError(
                 f"--address: no Ray cluster answers at {config.address!r}: {error}"
@@ -138,21 +142,33 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
         # that step everything it opens is on loopback.
         ray._private.services.resolve_ip_for_localhost = lambda host: host
-        context = ray.init(
-            address="local",  # or Ray joins any cluster that it finds on this machine
-            num_cpus=workers,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
-            namespace="tune_app",
-            **quiet,
-        )
+        with _deaf_to_hang_ups():
+            context = ray.init(
+                address="local",  # or Ray joins any cluster that it finds on this machine
+                num_cpus=workers,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
+                namespace=namespace,
+                **quiet,
+            )
     try:
         url = context.dashboard_url
         yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _deaf_to_hang_ups() -> Iterator[None]:
+    """What is started in here inherits that a SIGHUP waits. A terminal that closes sends it to all
+    of them, and Ray would be gone before the search could end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ function drawn(figure, width) {
 
 function draw(figure) {
   const place = document.getElementById("plot-" + figure.id);
-  const width = place.parentElement.clientWidth;
+  const width = Math.min(place.parentElement.clientWidth, printing ? SHEET : Infinity);
   const { traces, layout } = drawn(figure, width);
   // On a phone a legend is as many lines as it has entries, which must not eat up the plot.
   const entries = layout.showlegend ? traces.filter((t) => t.showlegend !== false).length : 0;
@@ -71,16 +71,30 @@ function draw(figure) {
 const waiting = new Map(data.figures.map((figure) => ["plot-" + figure.id, figure]));
 const seen = new Set();
 const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries.filter((item) => item.isIntersecting)) {
-    watcher.unobserve(entry.target);
-    const figure = waiting.get(entry.target.id);
-    seen.add(figure);
-    draw(figure).then(() => entry.target.setAttribute("data-drawn", ""));
-  }
+  for (const entry of entries.filter((item) => item.isIntersecting)) show(entry.target);
 }, { rootMargin: "600px" });
+
+function show(place) {
+  watcher.unobserve(place);
+  const figure = waiting.get(place.id);
+  seen.add(figure);
+  draw(figure).then(() => place.setAttribute("data-drawn", ""));
+}
 
 function redraw() {
   seen.forEach(draw);
+}
+
+// Paper has no scrolling: all plots are drawn, as wide as a sheet shows them.
+const SHEET = 680;
+let printing = false;
+function setPrinting(now) {
+  printing = now;
+  redraw();
+  if (!now) return;
+  for (const [id, figure] of waiting) {
+    if (!seen.has(figure)) show(document.getElementById(id));
+  }
 }
 
 async function startPlots() {
@@ -93,10 +107,12 @@ async function startPlots() {
   document.head.append(script);
   for (const id of waiting.keys()) watcher.observe(document.getElementById(id));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => setPrinting(true));
+  addEventListener("afterprint", () => setPrinting(false));
   let timer = 0;
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth === width) return; // a phone's address bar coming and going
+    if (innerWidth === width || printing) return; // a phone's address bar coming and going
     width = innerWidth;
     clearTimeout(timer);
     timer = setTimeout(redraw, 150);
