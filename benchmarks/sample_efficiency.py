@@ -48,9 +48,9 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig, TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, Report, evaluation_steps
 from tune_app.search.concurrency import trials_at_once
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
-from tune_app.search.ray_tune.tuning import build_trial_scheduler
+from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.study_trials import StudyTrials
+from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.study.prior import NumberPrior, PriorSampler
 from tune_app.study.samplers import build_sampler
 from tune_app.study.yaml_space import load_space

@@ -14,8 +14,8 @@ from tune_app.models.folder import model_folder
 from tune_app.run.run_dir import kept_state
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Update
-from tune_app.search.ray_tune.host import TrialHost
-from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.search.host import TrialHost
+from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection
 
 CONFIG = SearchConfig(backbone="local", device="cpu")

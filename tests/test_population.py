@@ -12,7 +12,7 @@ from tune_app.run.run_dir import RunDir, kept_state
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.population import Population
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of, trial_name
+from tune_app.search.trial_job import JOB, TrialJob, job_of, trial_name
 from tune_app.study.yaml_space import load_space
 
 

@@ -14,9 +14,10 @@ from tune_app.run.events import EventLog
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
 from tune_app.run.trial_report import Report
-from tune_app.search.ray_tune.recorder import Recorder
+from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.trainable import MachinesFailed, TrialFailed
-from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, job_of
+from tune_app.search.recorder import Recorder
+from tune_app.search.trial_job import JOB, REPORT, TrialJob, job_of
 
 STEPS = 20
 
@@ -28,6 +29,7 @@ class Search:
         self.run, self.heard, self.ending = RunDir(folder / "run").create(), [], False
         log = EventLog(self.run, self.heard.append)
         self.recorder = Recorder(log, lambda: self.ending)
+        self.callback = RecordsTrials(self.recorder)
 
     def trial(self, number: int, **more: Any) -> Trial:
         job = TrialJob(number, TrialConfig(steps=STEPS), self.run.checkpoint(number), **more)
@@ -36,7 +38,7 @@ class Search:
         )
 
     def tell(self, name: str, trial: Trial, **more: Any) -> None:
-        getattr(self.recorder, f"on_trial_{name}")(iteration=0, trials=[trial], trial=trial, **more)
+        getattr(self.callback, f"on_trial_{name}")(iteration=0, trials=[trial], trial=trial, **more)
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -154,4 +156,4 @@ def test_whose_fault_a_failure_is(
 
 def test_ray_tune_may_pickle_it_with_its_listener(search: Search) -> None:
     """Tune saves its callbacks; the listener holds a terminal and locks."""
-    assert pickle.loads(pickle.dumps(search.recorder)) is not None
+    assert pickle.loads(pickle.dumps(search.callback)) is not None

@@ -15,8 +15,8 @@ from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report, outcome
 from tune_app.search.ray_tune.searcher import StudySearcher
-from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob
 from tune_app.search.study_trials import StudyTrials
+from tune_app.search.trial_job import JOB, REPORT, TrialJob
 from tune_app.study.samplers import build_sampler
 from tune_app.study.storage import open_study, requeue_unfinished
 from tune_app.study.yaml_space import load_space

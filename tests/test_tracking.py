@@ -20,7 +20,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.checks import check_everything
 from tune_app.search.ray_tune.tracking import tracking_callbacks
-from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, trial_name
+from tune_app.search.trial_job import JOB, REPORT, TrialJob, trial_name
 
 PROJECT = "prompt-tuning"
 SEARCH = "python -m tune_app.search"

@@ -20,7 +20,7 @@ from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.ray_tune import trainable
 from tune_app.search.ray_tune.trainable import Trial
-from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob
+from tune_app.search.trial_job import JOB, REPORT, TrialJob
 
 # What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
 # Tune's, exports nothing, and its reports are too few to be buffered.
@@ -90,7 +90,7 @@ import json, sys
 from pathlib import Path
 import ray
 from tune_app.run.trial_config import TrialConfig
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
+from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.search.ray_tune.trainable import Trial, register_trial
 from tune_app.serve.connection import Connection
 import ray.tune

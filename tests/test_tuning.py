@@ -20,9 +20,9 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
-from tune_app.search.ray_tune import cluster, tuning
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob
-from tune_app.search.ray_tune.tuning import build_trial_scheduler
+from tune_app.search.ray_tune import cluster, executor
+from tune_app.search.ray_tune.schedulers import build_trial_scheduler
+from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.serve.connection import Connection
 
 
@@ -118,13 +118,13 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
             return {OBJECTIVE: 1.0, "done": True}
 
     tune.register_trainable("Quick", Quick)
-    monkeypatch.setattr(tuning, "register_trial", lambda hosts, connection: "Quick")
+    monkeypatch.setattr(executor, "register_trial", lambda hosts, connection: "Quick")
     config = SearchConfig()
     recorder = Ends()
     with cluster._ray(config):
         # Two searches on one cluster would else have hosts of the same names.
         assert re.fullmatch(r"tune_app-[0-9a-f]{8}", ray.get_runtime_context().namespace)
-        tuning._fit(
+        executor._fit(
             config,
             RunDir(tmp_path),
             cluster.Cluster([], Connection(), {}, 0, ""),

@@ -84,6 +84,7 @@ HELP = {
         "storage": "Optuna storage URL; without it, the study is kept in the run's folder",
         "mlflow": "tracking URI of an MLflow that gets every trial, too: http://127.0.0.1:5000",
         "wandb": "project of Weights & Biases that gets every trial, too",
+        "executor": "ray, or in-process: the trials are threads of the command, for debugging",
         "address": "Ray cluster to join (host:port or auto); without it, Ray starts here",
         "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node, "
         "on a CPU one for 4 trials at once",

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 BackboneKind = Literal["swarm", "local"]
+ExecutorKind = Literal["ray", "in-process"]
 TrialScheduler = Literal["asha", "median", "hyperband", "pbt", "none"]
 Sampler = Literal["tpe", "random", "gp", "cmaes"]
 PriorUse = Literal["on", "off"]
@@ -101,6 +102,7 @@ class SearchConfig:
     seed: int = 0
     device: str | None = None  # None: cuda where there is one, else cpu
     dtype: str = "float32"
+    executor: ExecutorKind = "ray"
     address: str | None = None  # an existing Ray cluster
     out: Path | None = None  # None: runs/<date>-<time>
     trial: dict[str, Any] | None = None  # best.yaml's config: runs second, after the default
@@ -300,6 +302,16 @@ def _check_run(config: SearchConfig) -> list[str]:
         messages.append(
             f"--storage: must be a URL such as sqlite:////folder/study.db, got {config.storage!r}."
         )
+    if config.executor == "in-process":
+        needs_ray = {
+            name: getattr(config, name) for name in ("address", "hosts", "mlflow", "wandb")
+        }
+        needs_ray["scheduler"] = "pbt" if config.scheduler == "pbt" else None
+        messages += [
+            f"--{name}: needs Ray, got {value!r} with --executor in-process."
+            for name, value in needs_ray.items()
+            if value is not None
+        ]
     if config.quiet and config.verbose:
         messages.append("--quiet: contradicts --verbose; give one of them.")
     return messages

@@ -24,6 +24,19 @@ def evaluation_steps(steps: int) -> list[int]:
     return [round(steps * (i + 1) / count) for i in range(count)]
 
 
+def first_judged(steps: int) -> int:
+    """The evaluation at which successive halving first compares trials: at three fifths of the run.
+
+    Warmup and large learning rates make a loss worse before it gets better: judged at the first
+    evaluations, the best configs are in the worse half (benchmarks/sample_efficiency.py).
+
+    >>> first_judged(60)
+    36
+    """
+    evaluations = evaluation_steps(steps)
+    return evaluations[len(evaluations) * 3 // 5 - 1]
+
+
 @dataclass
 class Usage:
     """What a trial has had computed so far, evaluations included.

@@ -10,15 +10,17 @@ from datetime import datetime
 from pathlib import Path
 
 from tune_app.report.results import load
-from tune_app.report.write import kept_fresh, write_all
+from tune_app.report.write import write_all
 from tune_app.run.flags import parse_search_args
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig
-from tune_app.search.checks import check_everything, check_same_data
+from tune_app.search.checks import check_everything
 from tune_app.search.dry_run import dry_run
+from tune_app.search.executor import open_executor
 from tune_app.search.live import LiveView
 from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.search.tuning import whole_search
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import check_study
 
@@ -47,11 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
     """Runs or resumes the search in `run`, confirms its best, and shows what it found."""
-    # Imported here: they need a second, which a user's mistake should not have to wait for.
-    from tune_app.apply.export import export_best
-    from tune_app.search.ray_tune.cluster import cluster
-    from tune_app.search.ray_tune.prometheus import hosts_watched
-    from tune_app.search.ray_tune.tuning import confirm, search
+    from tune_app.apply.export import export_best  # a second, which a mistake need not wait for
 
     live, ending = LiveView(config, run), Ending(config)
 
@@ -62,19 +60,15 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
         sys.stderr.flush()
         os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
 
-    # The signals' handlers come after Ray's own: until then Ctrl-C leaves immediately.
     with (
         live,
-        cluster(config, progress=live.progress, ray_died=ray_died) as machines,
+        open_executor(
+            config, space, run, progress=live.progress, say=live.say, ray_died=ray_died
+        ) as executor,
+        # The signals' handlers come after Ray's own: until then Ctrl-C leaves immediately.
         interruptible(ending, live.say),
     ):
-        check_same_data(config, run, machines.about["fingerprint"])
-        run.write_atomic(run.space_yaml, space.text)
-        run.write_atomic(run.search_yaml, config.to_yaml())
-        live.introduce(machines)
-        with kept_fresh(run), hosts_watched(machines, live.show_hosts):
-            search(config, space, run, machines, live, ending)
-            confirm(config, run, machines, live, ending)
+        whole_search(config, space, run, executor, live, ending)
     export_best(run)
     print(write_all(run, width=_terminal_width()), end="")
     if ending.exit_code == 1:

@@ -30,10 +30,10 @@ from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.progress import Progress
-from tune_app.search.ray_tune.trial_job import seed_index_of
+from tune_app.search.trial_job import seed_index_of
 
 if TYPE_CHECKING:
-    from tune_app.search.ray_tune.cluster import Cluster
+    from tune_app.search.executor import Executor
 
 _REFRESHES_PER_S = 4
 _LABEL_WIDTH = 7  # of the two tables that stand on each other
@@ -88,13 +88,13 @@ class LiveView:
     def __reduce__(self) -> tuple[Any, ...]:
         return object, ()  # Tune saves its callbacks, and this with them; a terminal cannot be
 
-    def introduce(self, machines: Cluster) -> None:
+    def introduce(self, executor: Executor) -> None:
         """What is known before the first trial: where the results go, where to watch."""
         self.say(f"run directory: {self._run.path}")
-        for note in machines.about["notes"]:
+        for note in executor.about["notes"]:
             self.say(f"note: {note}")
-        if machines.dashboard:
-            self.say(f"Ray dashboard: {machines.dashboard}  (its token: {token_command()})")
+        if executor.dashboard:
+            self.say(f"Ray dashboard: {executor.dashboard}  (its token: {token_command()})")
         self._picture = Text("waiting for the first trial ...")
 
     def say(self, text: str) -> None:

@@ -6,7 +6,8 @@ Knows nothing of Ray; whatever runs the jobs, asks here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
@@ -14,8 +15,49 @@ from optuna.trial import TrialState
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report, outcome
-from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.search.trial_job import TrialJob
 from tune_app.study.space import SearchSpace, origin_of
+
+
+class Jobs(Protocol):
+    """What an executor trains, and what learns of it."""
+
+    def ask(self) -> TrialJob | None:
+        """The next job; None where there is no other one."""
+
+    def change(self, number: int, config: TrialConfig) -> None:
+        """A trial trains by another config from now on."""
+
+    def report(self, number: int, report: Report) -> None:
+        """A trial has been evaluated and trains on."""
+
+    def behind(self, number: int) -> bool:
+        """Whether a trial is not worth more training, by its reports and those of the others."""
+
+    def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
+        """A trial has ended, with its last report where it has one."""
+
+
+class JobList:
+    """Jobs that are known beforehand, one after the other; nothing is learned from them."""
+
+    def __init__(self, jobs: Iterable[TrialJob]) -> None:
+        self._jobs = iter(jobs)
+
+    def ask(self) -> TrialJob | None:
+        return next(self._jobs, None)
+
+    def change(self, number: int, config: TrialConfig) -> None:
+        pass
+
+    def report(self, number: int, report: Report) -> None:
+        pass
+
+    def behind(self, number: int) -> bool:
+        return False
+
+    def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
+        pass
 
 
 class StudyTrials:
@@ -40,6 +82,7 @@ class StudyTrials:
         self._run, self._stop = run, stop
         self._trials: dict[int, optuna.Trial] = {}
         self._configs: dict[int, TrialConfig] = {}
+        self._defaults: set[int] = set()
 
     def ask(self) -> TrialJob | None:
         """The next trial's job: one that waits in the study, or a new suggestion. None once the
@@ -53,6 +96,8 @@ class StudyTrials:
         if "config" not in trial.user_attrs:
             trial.set_user_attr("config", config.to_dict())
         self._configs[trial.number] = config
+        if origin_of(trial.user_attrs) == "default":
+            self._defaults.add(trial.number)
         return TrialJob(
             number=trial.number,
             config=config,
@@ -70,6 +115,11 @@ class StudyTrials:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resumed trial repeats its last report
             self._trials[number].report(report.objective, report.step)
+
+    def behind(self, number: int) -> bool:
+        """What the study's pruner says. The documented default runs to its end in any case: the
+        answer is stated against it."""
+        return number not in self._defaults and self._trials[number].should_prune()
 
     def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
         """The end of a trial, with its last report where it has one."""

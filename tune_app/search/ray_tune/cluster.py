@@ -18,7 +18,7 @@ import ray._private.services
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
-from tune_app.search.ray_tune.host import TrialHost
+from tune_app.search.host import TrialHost
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 
 # Nothing is reported home, and the commands' output is ours alone.

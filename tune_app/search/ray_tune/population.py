@@ -17,8 +17,8 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.searcher import StudySearcher
-from tune_app.search.ray_tune.trial_job import JOB, TrialJob, job_of
-from tune_app.search.study_trials import StudyTrials
+from tune_app.search.study_trials import Jobs
+from tune_app.search.trial_job import JOB, TrialJob, job_of
 from tune_app.study.explore import explore
 from tune_app.study.space import SearchSpace
 
@@ -110,7 +110,7 @@ def as_population(
     config: SearchConfig,
     space: SearchSpace,
     run: RunDir,
-    trials: StudyTrials,
+    trials: Jobs,
     size: int,
     log: EventLog,
 ) -> tuple[StudySearcher, Population]:

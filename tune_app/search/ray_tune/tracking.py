@@ -18,7 +18,7 @@ from ray.tune.logger import LoggerCallback
 
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.ray_tune.trial_job import REPORT, TrialJob, job_of
+from tune_app.search.trial_job import REPORT, TrialJob, job_of
 
 
 class _Tracked(LoggerCallback):

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from tune_app.run.trial_report import Report, Update
-from tune_app.search.ray_tune.trial_job import JOB, REPORT, TrialJob, job_of
+from tune_app.search.trial_job import JOB, REPORT, TrialJob, job_of
 from tune_app.serve.connection import Connection
 
 # An update comes within seconds; a host that has to load its model again takes longer.

@@ -1,9 +1,8 @@
-"""What Ray Tune tells of its trials, written into the run directory while it happens."""
+"""Ray Tune's trials, as the recorder is told of them."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,16 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
-from tune_app.run.events import EventLog, TrialEnded, TrialReported, TrialRetried, TrialStarted
-from tune_app.run.run_dir import Status
-from tune_app.run.trial_report import outcome
 from tune_app.search.ray_tune.trainable import MachinesFailed
-from tune_app.search.ray_tune.trial_job import REPORT, job_of, report_of
+from tune_app.search.recorder import Recorder
+from tune_app.search.trial_job import REPORT, job_of, report_of
 
 
-class Recorder(tune.Callback):
-    """Writes what Ray Tune tells of its trials as events.
+class RecordsTrials(tune.Callback):
+    """Passes on to the recorder what happens to trials."""
 
-    stop: whether the search is ending; a trial interrupted by that gets no `trial_ended` event.
-    """
-
-    def __init__(self, log: EventLog, stop: Callable[[], bool]) -> None:
-        self._log, self._stop = log, stop
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._started: set[str] = set()  # Ray's ids of trials
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,13 +28,9 @@ class Recorder(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id in self._started:  # it is retried after a failure
-            return
-        self._started.add(trial.trial_id)
-        job = job_of(trial.config)
-        self._log.record(
-            TrialStarted(trial=job.number, origin=job.origin, config=job.config, of=job.of)
-        )
+        if trial.trial_id not in self._started:  # else it continues after a failure
+            self._started.add(trial.trial_id)
+            self._recorder.started(job_of(trial.config))
 
     def on_trial_result(
         self,
@@ -50,30 +40,23 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        self._log.record(TrialReported(trial=job_of(trial.config).number, report=result[REPORT]))
+        self._recorder.reported(job_of(trial.config), result[REPORT])
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         reason, machines = _reason(trial)
-        number = job_of(trial.config).number
-        self._log.record(TrialRetried(trial=number, reason=reason, machines=machines))
+        self._recorder.retried(job_of(trial.config), reason, machines=machines)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        status, reason = outcome(report_of(trial.last_result), job_of(trial.config).config.steps)
-        if status != Status.STOPPED or not self._stop():
-            self._end(trial, status, reason)
+        self._recorder.ended(job_of(trial.config), report_of(trial.last_result))
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._end(trial, Status.FAILED, _reason(trial)[0])
-
-    def _end(self, trial: Trial, status: Status, reason: str) -> None:
-        number = job_of(trial.config).number
-        self._log.record(TrialEnded(trial=number, status=status, reason=reason))
+        self._recorder.failed(job_of(trial.config), _reason(trial)[0])
 
 
 def _reason(trial: Trial) -> tuple[str, bool]:

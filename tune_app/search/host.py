@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from tune_app.backbones.opening import open_backbone
 from tune_app.run.run_dir import RunDir, kept_state
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report, Update
-from tune_app.search.ray_tune.trial_job import TrialJob
+from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection
 
 if TYPE_CHECKING:  # they import torch
@@ -188,7 +189,8 @@ class TrialHost:
         from tune_app.backbones.protocol import BackboneUnavailable
 
         def send(update: Update) -> None:
-            loop.call_soon_threadsafe(trial.updates.put_nowait, update)
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(trial.updates.put_nowait, update)
 
         try:
             with trial.packer.member():

@@ -1,0 +1,181 @@
+"""Trials in this process, without Ray: the same host, packer and study, one debugger.
+
+For finding out what goes on, and for tests. A process that dies takes all of its trials along; the
+run goes on with --resume, under either executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from tune_app.models.folder import model_folder
+from tune_app.run.events import Event
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.trial_report import Report, Update
+from tune_app.search.host import TrialHost
+from tune_app.search.recorder import Recorder
+from tune_app.search.study_trials import Jobs
+from tune_app.search.trial_job import TrialJob
+from tune_app.serve.connection import Connection, connection_to, start_private_swarm
+
+_RETRIES = 2  # of a trial that failed, as under Ray
+_LOOK_S = 0.1  # how often it is looked whether the search is to end
+
+
+class InProcess:
+    """An Executor: see `search/executor.py`. Trials are threads of the one host."""
+
+    def __init__(self, host: TrialHost, connection: Connection, tokens_in_flight: int) -> None:
+        self._host, self._connection = host, connection
+        self.about, self.dashboard, self.tokens_in_flight = host.about(), "", tokens_in_flight
+
+    def train(
+        self,
+        jobs: Jobs,
+        recorder: Recorder,
+        *,
+        name: str,
+        count: int,
+        at_once: int,
+        scheduler: str,
+        stopping: Callable[[], bool],
+    ) -> None:
+        failed: list[BaseException] = []
+
+        def loop() -> None:
+            try:
+                asyncio.run(self._train_all(jobs, recorder, count, at_once, stopping))
+            except BaseException as error:
+                failed.append(error)
+
+        # A thread, for a notebook has a loop of its own in this one.
+        thread = threading.Thread(target=loop, name=name, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOK_S)  # signals are handled in between
+        if failed:
+            raise failed[0]
+
+    async def _train_all(
+        self,
+        jobs: Jobs,
+        recorder: Recorder,
+        count: int,
+        at_once: int,
+        stopping: Callable[[], bool],
+    ) -> None:
+        left = iter(range(count))
+
+        async def one_after_another() -> None:
+            while not stopping() and next(left, None) is not None:
+                job = jobs.ask()
+                if job is None:
+                    return
+                recorder.started(job)
+                await self._train_one(job, jobs, recorder)
+
+        async def end_when_told() -> None:
+            while not stopping():
+                await asyncio.sleep(_LOOK_S)
+            await self._host.stop_all()
+
+        watching = asyncio.create_task(end_when_told())
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(at_once, count)):
+                group.create_task(one_after_another())
+        watching.cancel()
+
+    async def _train_one(self, job: TrialJob, jobs: Jobs, recorder: Recorder) -> None:
+        reports: list[Report] = []
+        for attempt in range(_RETRIES + 1):
+            failure = await self._train_once(job, jobs, recorder, reports)
+            last = reports[-1] if reports else None
+            if failure is None:
+                jobs.end(job.number, last)
+                recorder.ended(job, last)
+                return
+            reason = str(failure.error).strip().splitlines()[-1]
+            if attempt < _RETRIES:
+                recorder.retried(job, reason, machines=failure.unavailable)
+        jobs.end(job.number, last, failed=True)
+        recorder.failed(job, reason)
+
+    async def _train_once(
+        self, job: TrialJob, jobs: Jobs, recorder: Recorder, reports: list[Report]
+    ) -> Update | None:
+        """Trains to the end, or until the trial is stopped, and adds to its reports. The failure,
+        where it ends by one."""
+        await self._host.start(job, self._connection)
+        try:
+            while True:
+                update = await self._host.next_update(job.number)
+                if update.error is not None:
+                    return update
+                if update.report is not None:
+                    reports.append(update.report)
+                    jobs.report(job.number, update.report)
+                    recorder.reported(job, update.report)
+                    if update.report.diverged or update.report.step >= job.config.steps:
+                        return None
+                    if jobs.behind(job.number):
+                        return None
+                elif update.done:  # stopped by the host, with nothing new to report
+                    return None
+        finally:
+            await self._host.stop(job.number)
+
+    def counters(self) -> list[dict[str, Any]]:
+        return [self._host.counters()]
+
+    def listen(self, event: Event) -> None:
+        pass
+
+    def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@contextmanager
+def in_process(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterator[InProcess]:
+    """Ready to train, and afterwards the process is as it was: its warnings, threads and garbage.
+
+    Raises ConfigError where the user's model, data or swarm is not usable.
+    """
+    from tune_app.backbones.protocol import BackboneUnavailable
+
+    model = model_folder(config.model)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())  # the host switches them off
+        stack.enter_context(_torch_as_before())
+        private = start_private_swarm(config, model, progress=progress)
+        if private is not None:
+            stack.callback(private.stop)
+        progress("loading the model and the data")
+        host = TrialHost("host-0", config, str(model), os.cpu_count() or 1)
+        stack.callback(host.close)
+        if private is not None:
+            private.wait_until_ready(progress=progress)
+        connection = connection_to(config, model, private)
+        try:
+            tokens = host.connect(connection)
+        except BackboneUnavailable as error:
+            raise ConfigError(f"--peers: {error}") from error
+        yield InProcess(host, connection, tokens)
+
+
+@contextmanager
+def _torch_as_before() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        gc.unfreeze()

@@ -1,0 +1,179 @@
+"""The search itself: Optuna's trials, wherever they train, and the proof of what they found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_app.report.results import load
+from tune_app.report.write import kept_fresh
+from tune_app.run.events import EventLog, RunState, SearchEnded, SearchResumed, SearchStarted
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.trial_config import TrialConfig
+from tune_app.search.checks import check_same_data
+from tune_app.search.concurrency import runs_at_once, trials_at_once
+from tune_app.search.executor import Executor
+from tune_app.search.live import LiveView
+from tune_app.search.recorder import Recorder
+from tune_app.search.study_trials import JobList, StudyTrials
+from tune_app.search.trial_job import TrialJob, confirmation_number
+from tune_app.study.prior import with_priors
+from tune_app.study.pruners import build_pruner
+from tune_app.study.samplers import build_sampler
+from tune_app.study.space import SearchSpace
+from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
+from tune_app.tasks.known import task_named
+
+if TYPE_CHECKING:
+    from tune_app.search.stop_conditions import Ending
+
+
+def whole_search(
+    config: SearchConfig,
+    space: SearchSpace,
+    run: RunDir,
+    executor: Executor,
+    live: LiveView,
+    ending: Ending,
+) -> None:
+    """Search and confirmation, with tables and page that follow them."""
+    check_same_data(config, run, executor.about["fingerprint"])
+    run.write_atomic(run.space_yaml, space.text)
+    run.write_atomic(run.search_yaml, config.to_yaml())
+    live.introduce(executor)
+    with kept_fresh(run), executor.watched(live.show_hosts):
+        search(config, space, run, executor, live, ending)
+        confirm(config, run, executor, live, ending)
+
+
+def search(
+    config: SearchConfig,
+    space: SearchSpace,
+    run: RunDir,
+    executor: Executor,
+    live: LiveView,
+    ending: Ending,
+) -> None:
+    """Runs what is left of the search's trials; every finished one is in the study and the events.
+
+    The study and the events of an earlier call in the same run directory are gone on with.
+    """
+    before = RunState.read(run)
+    name = study_name(config, run)
+    study, base = open_study(config, run, name), config.base_trial()
+    log = _log(run, live, ending, executor)
+    begins = SearchStarted if before.first is None else SearchResumed
+    log.record(
+        begins(
+            trials=config.trials,
+            task=config.task,
+            metric=task_named(config.task).metric,
+            sampled=space.sampled_names,
+            fingerprint=executor.about["fingerprint"],
+            classes=tuple(executor.about["classes"]),
+            data=executor.about["data"],
+            study=name,
+        )
+    )
+    requeue_unfinished(study)
+    for event in missing_events(study, before):
+        log.record(event)
+    ending.begin(RunState.read(run))
+    # They come first in the study too, so that those that a kill kept out of it can be told.
+    for first in space.first_trials(base, config.trial)[len(study.get_trials(deepcopy=False)) :]:
+        first.enqueue(study)
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    left = config.trials - len(done)
+    if left > 0 and not ending():
+        # Suggestions of a resumed search must not repeat those of its beginning.
+        # A population begins before there is a result to learn from.
+        sampler = build_sampler(
+            "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
+        )
+        if config.prior == "on":
+            sampler = with_priors(sampler, space, config.seed)
+        study.sampler = sampler
+        if config.executor == "in-process":
+            study.pruner = build_pruner(config.scheduler, config.steps)
+        trials = StudyTrials(study, space, base, run, ending)
+        try:
+            executor.train(
+                trials,
+                Recorder(log, ending),
+                name="search",
+                count=left,
+                at_once=(
+                    left
+                    if config.scheduler == "pbt"
+                    else trials_at_once(config, executor.tokens_in_flight)
+                ),
+                scheduler=config.scheduler,
+                stopping=ending,
+            )
+        finally:
+            requeue_unfinished(study)
+    _record_end(log, executor, ending)
+
+
+def confirm(
+    config: SearchConfig, run: RunDir, executor: Executor, live: LiveView, ending: Ending
+) -> None:
+    """Trains the best configs and the documented default again, each with the same fresh seeds,
+    and judges them on the test split; the results are `confirm` runs in the events."""
+    results = load(run)
+    if config.confirm == 0 or ending.urgent or results.default is None:
+        return
+    best = [int(trial) for trial in results.finished["trial"] if trial != 0][: config.confirm]
+    if not best:
+        return
+    done = {
+        (trial.of, trial.config.seed)
+        for trial in RunState.read(run).trials.values()
+        if trial.config is not None and trial.ended is not None and trial.of is not None
+    }
+    jobs = []
+    for of in [0, *best]:
+        for seed in range(1, config.confirm_seeds + 1):
+            trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
+            if (of, trial["seed"]) not in done:
+                number = confirmation_number(of, seed)
+                jobs.append(
+                    TrialJob(
+                        number=number,
+                        config=TrialConfig.from_dict(trial),
+                        checkpoint=run.checkpoint(number),
+                        origin="confirm",
+                        of=of,
+                        test=True,
+                    )
+                )
+    if not jobs:
+        return
+
+    def stopping() -> bool:
+        return ending.urgent  # a budget has ended the search at most
+
+    live.say(
+        f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
+    )
+    live.expect(len(jobs))
+    log = _log(run, live, ending, executor)
+    executor.train(
+        JobList(jobs),
+        Recorder(log, stopping),
+        name="confirm",
+        count=len(jobs),
+        at_once=runs_at_once(config),
+        scheduler="none",
+        stopping=stopping,
+    )
+    _record_end(log, executor, ending)
+
+
+def _record_end(log: EventLog, executor: Executor, ending: Ending) -> None:
+    reason = ending.reason or "all trials are done"
+    log.record(SearchEnded(reason=reason, hosts=tuple(executor.counters())))
+
+
+def _log(run: RunDir, live: LiveView, ending: Ending, executor: Executor) -> EventLog:
+    return EventLog(run, ending.listen, live.listen, executor.listen)
