@@ -24,7 +24,7 @@ from tune_app.report.write import write_all
 from tune_app.run.events import OtherEvent, RunState, event_from_json, read
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.ray_tune.host import TrialHost
+from tune_app.search.host import TrialHost
 from tune_app.search.study_trials import StudyTrials
 from tune_app.serve.connection import Connection
 from tune_app.study.storage import missing_events, open_study, requeue_unfinished
