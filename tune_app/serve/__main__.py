@@ -1,5 +1,5 @@
 import sys
 
-from tune_app.serve.supervisor import main
+from tune_app.serve.cli import main
 
 sys.exit(main())

@@ -13,6 +13,8 @@ from tune_app.models.checks import check_checkpoint
 from tune_app.run.search_config import ConfigError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
+_MADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/(?P<host>[^/]+)/tcp/(?P<port>\d+)/p2p/\w+")
+_ANSWER_S = 5.0
 # Without its own requirements, which contradict those of everything else (requirements.txt).
 INSTALL_PETALS = "pip install --no-deps petals==2.2.0.post1"
 
@@ -28,16 +30,24 @@ def check_swarm(
     model: str | Path,
     servers: int,
     replicas: int,
+    blocks: tuple[int, int] | None,
+    host: str,
     port: int,
     announce_ports: Sequence[int],
+    join: Sequence[str],
     device: str | None,
     dtype: str,
 ) -> int:
     """Number of the model's blocks; raises ConfigError. What is allowed is said in PrivateSwarm."""
     mistakes = check_petals()
     layers = check_checkpoint(Path(model), mistakes)
-    if servers < 1 or (layers and servers > layers):
-        most = layers or "the number of the model's blocks"
+    first, end = blocks or (0, layers)
+    if blocks and layers and not 0 <= first < end <= layers:
+        mistakes.append(
+            f"blocks must be FIRST:END within 0:{layers} (the model's blocks), got {first}:{end}."
+        )
+    elif servers < 1 or (layers and servers > end - first):
+        most = (layers and end - first) or "the number of the model's blocks"
         mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
     if replicas < 1:
         mistakes.append(f"replicas must be at least 1, got {replicas}.")
@@ -53,27 +63,68 @@ def check_swarm(
         mistakes.append(
             f"announce_ports must name one port for each of {count} servers, got {announce_ports}."
         )
-    if port and not 0 < port <= 65536 - count:
-        mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
-    elif port:
-        for number in range(port, port + count):
-            if _in_use(number):
-                mistakes.append(
-                    f"port {number} on 127.0.0.1 is in use: choose another, or 0 for a free one."
-                )
+    _check_ports(host, port, count, mistakes)
+    _check_join(join, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     return layers
 
 
-def _in_use(port: int) -> bool:
-    with socket.socket() as probe:
+def _check_ports(host: str, port: int, count: int, mistakes: list[str]) -> None:
+    try:
+        of_this_machine = _listens(host, 0)
+    except OSError as error:
+        mistakes.append(f"the address to listen on must be an IP address, got {host!r} ({error}).")
+        return
+    if not of_this_machine:
+        mistakes.append(
+            f"the address to listen on must be one of this machine's, or 0.0.0.0 for all of them; "
+            f"{host} is not."
+        )
+    elif port and not 0 < port <= 65536 - count:
+        mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
+    elif port:
+        for number in range(port, port + count):
+            if not _listens(host, number):
+                mistakes.append(
+                    f"port {number} on {host} is in use: choose another, or 0 for a free one."
+                )
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether this machine can listen there. Raises OSError where `host` is no IP address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.inet_pton(family, host)
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
-            return True
-    return False
+            return False
+    return True
+
+
+def _check_join(join: Sequence[str], mistakes: list[str]) -> None:
+    for maddr in join:
+        if not _MADDR.fullmatch(maddr):
+            mistakes.append(
+                f"an address to join is like /ip4/10.1.2.3/tcp/31337/p2p/12D3KooW..., as a server "
+                f"prints it; got {maddr!r}."
+            )
+        elif not answers(maddr):
+            mistakes.append(f"nobody answers at {maddr}: is that server running?")
+
+
+def answers(maddr: str) -> bool:
+    """Whether somebody takes a connection at this address of a server."""
+    where = _MADDR.match(maddr)
+    if where is None:
+        return False
+    try:
+        socket.create_connection((where["host"], int(where["port"])), _ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:

@@ -1,18 +1,14 @@
-"""A private Petals swarm on 127.0.0.1, as a context manager and as a command.
+"""Petals servers on this machine, as a context manager: private ones on 127.0.0.1, unless told.
 
-    python -m tune_app.serve MODEL_FOLDER --servers 2
-
-The caller starts one supervisor process. It imports petals once, then forks one process per server;
-all of them (with hivemind's own processes and `p2pd` daemons) share one process group, so ending
-the swarm is one signal, and nothing stays behind when the caller is killed: supervisor and servers
-watch their parent. The caller's own process imports neither petals nor torch.
+The caller starts one supervisor process, which starts the servers and starts again those that end
+(`server_process.py`). All of them share one process group, so ending the swarm is one signal, and
+nothing stays behind when the caller is killed. The caller's own process imports neither petals nor
+torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,20 +17,19 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tune_app.run.search_config import ConfigError
-from tune_app.serve.checks import DTYPES, check_swarm, dht_prefix_of
+from tune_app.serve.checks import check_swarm, dht_prefix_of
+from tune_app.serve.server_process import MOST_STARTS, Job, ServerSpec, at_the_same_port
 
-_PARENT_CHECK_S = 0.3
-_SUPERVISE = "from tune_app.serve.supervisor import _supervise; _supervise()"
+_SUPERVISE = "from tune_app.serve.server_process import supervise; supervise()"
+LOOPBACK = "127.0.0.1"
 
 
 class PrivateSwarmError(RuntimeError):
@@ -49,22 +44,9 @@ class Server:
     end_block: int
     maddrs: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class _Job:
-    """What the supervisor is told."""
-
-    model: str
-    dht_prefix: str
-    spans: list[tuple[int, int]]
-    ports: list[int]  # 0: any free one
-    announce_ports: list[int]  # empty: the servers' own
-    device: str | None
-    dtype: str
-    threads: int
-    max_batch_tokens: int
-    folder: str
-    caller_pid: int
+    @property
+    def blocks(self) -> str:
+        return f"{self.first_block}:{self.end_block}"
 
 
 class PrivateSwarm:
@@ -83,52 +65,90 @@ class PrivateSwarm:
         *,
         servers: int = 1,
         replicas: int = 1,
+        blocks: tuple[int, int] | None = None,
+        host: str = LOOPBACK,
         port: int = 0,
         announce_ports: Sequence[int] = (),
+        join: Sequence[str] = (),
+        identity: str | Path | None = None,
         device: str | None = "cpu",
         dtype: str = "float32",
         threads: int | None = None,
         max_batch_tokens: int = 8192,
+        stock: bool = False,
     ) -> None:
         """Starts the processes and returns at once.
 
-        model: folder with config.json and weights of a causal language model
+        model: folder of a causal language model of transformers
         servers: parts that the blocks are divided into; each part is served `replicas` times
+        blocks: the first, and the one after the last; None: all of them
+        host: the address of this machine to listen on
         port: of the first server, the next ones take the next ports; 0: free ones
         announce_ports: what the servers tell others instead of their ports (a relay's), one each
-        device: as torch names it; None: cuda where there is one
+        join: addresses of a swarm's other servers; empty: this is a swarm of its own
+        identity: file of the first server's key, which is made where there is none, so that its
+            address stays the same; the next ones have `-1`, `-2` … behind it. None: new ones
+        device: as torch names it; None: cuda where there is one; several servers with "cuda" are
+            spread over all GPUs
         threads: of torch in each server; None: all processors, divided by the servers
+        stock: compute as Petals' own server does, for comparisons
         Raises ConfigError with all mistakes found without importing torch.
         """
-        layers = check_swarm(model, servers, replicas, port, announce_ports, device, dtype)
+        layers = check_swarm(
+            model, servers, replicas, blocks, host, port, announce_ports, join, device, dtype
+        )
         model = Path(model).resolve()
-        count = servers * replicas
-        edges = [i * layers // servers for i in range(servers + 1)]
+        first, end = blocks or (0, layers)
+        edges = [first + i * (end - first) // servers for i in range(servers + 1)]
         spans = [span for span in pairwise(edges) for _ in range(replicas)]
+        count = len(spans)
         self.dht_prefix = dht_prefix_of(model)
         self.max_batch_tokens = max_batch_tokens
-        self.servers: list[Server] = []
-        self._count = count
         self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-"))
         self._log = self._folder / "servers.log"
-        job = _Job(
+        family = "ip6" if ":" in host else "ip4"
+        address = f"/{family}/{host}/tcp"
+        keys = Path(identity).resolve() if identity else self._folder / "identity"
+        self._job = Job(
             model=str(model),
             dht_prefix=self.dht_prefix,
-            spans=spans,
-            ports=[port + i if port else 0 for i in range(count)],
-            announce_ports=list(announce_ports),
-            device=device,
+            servers=[
+                ServerSpec(
+                    *span,
+                    listen=f"{address}/{port + i if port else 0}",
+                    announce=f"{address}/{announce_ports[i]}" if announce_ports else None,
+                    identity=f"{keys}-{i}" if i else str(keys),
+                    device=device,
+                )
+                for i, span in enumerate(spans)
+            ],
+            join=list(join),
             dtype=dtype,
             threads=threads or max(1, (os.cpu_count() or 1) // count),
             max_batch_tokens=max_batch_tokens,
+            stock=stock,
             folder=str(self._folder),
             caller_pid=os.getpid(),
         )
+        self._ready: dict[int, Server] = {}
+        self._loaded = [0] * count
+        self._stopping, self._lock = False, threading.Lock()
+        self._launch()
+
+    @property
+    def servers(self) -> list[Server]:
+        return sorted(self._ready.values(), key=lambda server: server.first_block)
+
+    @property
+    def peers(self) -> list[str]:
+        return [maddr for server in self.servers for maddr in server.maddrs]
+
+    def _launch(self) -> None:
         receiving, sending = os.pipe()
         self._reports = Connection(receiving, writable=False)
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SUPERVISE, json.dumps(asdict(job)), str(sending)],
+                [sys.executable, "-c", _SUPERVISE, json.dumps(asdict(self._job)), str(sending)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -138,40 +158,100 @@ class PrivateSwarm:
             )
         os.close(sending)
 
-    @property
-    def peers(self) -> list[str]:
-        return [maddr for server in self.servers for maddr in server.maddrs]
-
     def wait_until_ready(
         self, *, timeout_s: float = 120.0, progress: Callable[[str], None] | None = None
     ) -> None:
-        """Returns when all blocks can be called; raises PrivateSwarmError if that fails."""
-        started = time.monotonic()
-        said = -1
-        while len(self.servers) < self._count:
-            waited_s = time.monotonic() - started
-            if progress is not None and waited_s > 2 and said < len(self.servers):
-                said = len(self.servers)
-                progress(f"Starting the private swarm: {said} of {self._count} servers ready")
-            if waited_s > timeout_s:
+        """Returns when all blocks can be called; raises PrivateSwarmError if that fails, or where
+        nothing has been loaded for `timeout_s`."""
+        started = last = time.monotonic()
+        said = ""
+        while len(self._ready) < len(self._job.servers):
+            now = time.monotonic()
+            if progress is not None and now - started > 2 and (text := self._standing()) != said:
+                progress(said := text)
+            if now - last > timeout_s:
                 raise PrivateSwarmError(self._failure(f"not ready within {timeout_s:g} s"))
             if not self._reports.poll(1.0):
                 continue
+            last = now
             try:
-                kind, content = self._reports.recv()
+                kind, number, content = self._reports.recv()
             except EOFError:
                 raise PrivateSwarmError(self._failure("the server processes ended")) from None
             if kind == "error":
                 raise PrivateSwarmError(self._failure(content))
-            self.servers.append(Server(*content))
-        self.servers.sort(key=lambda server: server.first_block)
+            self._take(kind, number, content)
+
+    def _standing(self) -> str:
+        blocks = sum(server.end_block - server.first_block for server in self._job.servers)
+        return (
+            f"starting the servers: {sum(self._loaded)} of {blocks} blocks loaded, "
+            f"{len(self._ready)} of {len(self._job.servers)} servers ready"
+        )
+
+    def _take(self, kind: str, number: int, content: Any) -> None:
+        spec = self._job.servers[number]
+        if kind == "loading":
+            self._loaded[number] = content
+        elif kind == "ready":
+            self._ready[number] = Server(spec.first_block, spec.end_block, tuple(content))
+
+    def tell_changes(self, say: Callable[[str], None]) -> None:
+        """From now on `say` is called, from a thread, when a server has ended or serves again.
+
+        A supervisor that has ended is started again, too.
+        """
+        threading.Thread(target=self._tell, args=(say,), name="swarm-changes", daemon=True).start()
+
+    def _tell(self, say: Callable[[str], None]) -> None:
+        supervisors = 1
+        while not self._stopping:
+            try:
+                kind, number, content = self._reports.recv()
+            except (EOFError, OSError):
+                if self._stopping or supervisors > MOST_STARTS:
+                    return
+                supervisors += 1
+                say("the swarm's servers have ended with their supervisor; they are started again")
+                self._again()
+                continue
+            name = f"the server of blocks {self._job.servers[number].first_block}:"
+            name += f"{self._job.servers[number].end_block}"
+            self._take(kind, number, content)
+            if kind == "ready":
+                say(f"{name} serves again")
+            elif kind == "ended":
+                why, count, again = content
+                say(
+                    f"{name} has ended ({why}); "
+                    + (f"it is started again, {count} of {MOST_STARTS} times" if again else "")
+                    + ("" if again else f"it has been started {count} times and stays away")
+                )
+            elif kind == "error":
+                say(f"{name} did not start: {content}")
+
+    def _again(self) -> None:
+        """Starts the supervisor with the ports that its servers have had."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._process.wait()
+            self._reports.close()
+            servers = [
+                at_the_same_port(spec, self._ready[number].maddrs)
+                for number, spec in enumerate(self._job.servers)
+            ]
+            self._job = replace(self._job, servers=servers)
+            self._launch()
 
     def stop(self) -> None:
         """Ends all processes of the swarm at once and removes its temporary files."""
-        with suppress(ProcessLookupError):  # it may have ended by itself
-            # Nothing is worth saving, and hivemind's own shutdown takes seconds.
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with self._lock:
+            self._stopping = True
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                # Nothing is worth saving, and hivemind's own shutdown takes seconds.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._reports.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -201,9 +281,6 @@ def private_swarm(
         swarm.stop()
 
 
-# ------------------------------------------------------------------- in the swarm's own processes
-
-
 def _environment(folder: Path) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])  # works in a clone that is not installed
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -217,141 +294,3 @@ def _environment(folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-
-
-def _supervise() -> None:
-    """Imports petals, forks the servers, stays until the caller is gone or all servers are."""
-    warnings.simplefilter("ignore")  # the log is for what the servers say
-    import tune_app.serve.server  # noqa: F401 (petals, before the forks, so that it is paid once)
-
-    job = _Job(**json.loads(sys.argv[1]))
-    reports = Connection(int(sys.argv[2]), readable=False)
-    fork = multiprocessing.get_context("fork")
-    first_peers, first_sends = fork.Pipe(duplex=False)
-    initial_peers: list[str] = []
-    servers = []
-    for number in range(len(job.spans)):
-        arguments = (job, number, initial_peers, reports, first_sends)
-        server = fork.Process(target=_serve, args=arguments)
-        server.start()
-        servers.append(server)
-        while number == 0 and server.is_alive() and not initial_peers:
-            if first_peers.poll(_PARENT_CHECK_S):
-                initial_peers = first_peers.recv()
-        if not initial_peers:
-            break  # the first one has said why
-    while os.getppid() == job.caller_pid and any(server.is_alive() for server in servers):
-        time.sleep(_PARENT_CHECK_S)
-    _end_group(job)
-
-
-def _end_group(job: _Job) -> None:
-    if os.getppid() != job.caller_pid:  # else the caller reads the log and removes the folder
-        shutil.rmtree(job.folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _serve(
-    job: _Job, number: int, initial_peers: list[str], reports: Connection, first: Connection
-) -> None:
-    """One Petals server, until it is killed."""
-    supervisor = os.getppid()
-    threading.Thread(target=_die_with, args=(supervisor,), daemon=True).start()
-    try:
-        _run_server(job, number, initial_peers, reports, first)
-    except BaseException as error:
-        reports.send(("error", f"{type(error).__name__}: {error}"[:2000]))
-        raise
-
-
-def _run_server(
-    job: _Job, number: int, initial_peers: list[str], reports: Connection, first: Connection
-) -> None:
-    import torch
-    from hivemind.p2p import P2P
-
-    from tune_app.serve.server import make_server
-
-    torch.set_num_threads(job.threads)
-    P2P._UNIX_SOCKET_PREFIX = f"/unix{job.folder}/"  # removed with the folder
-    announce = job.announce_ports[number] if job.announce_ports else None
-    start, end = job.spans[number]
-    server = make_server(
-        job.model,
-        range(start, end),
-        dht_prefix=job.dht_prefix,
-        initial_peers=initial_peers,
-        host_maddrs=[f"/ip4/127.0.0.1/tcp/{job.ports[number]}"],
-        announce_maddrs=[f"/ip4/127.0.0.1/tcp/{announce}"] if announce else None,
-        device=job.device,
-        dtype=job.dtype,
-        max_batch_tokens=job.max_batch_tokens,
-    )
-    maddrs = tuple(str(maddr) for maddr in server.dht.get_visible_maddrs())
-    if number == 0:
-        first.send(list(maddrs))
-    waiting = threading.Thread(
-        target=_report_ready, args=(server, (start, end, maddrs), reports), daemon=True
-    )
-    waiting.start()
-    server.run()
-
-
-def _report_ready(server: Any, content: tuple, reports: Connection) -> None:
-    """Reports once clients can find the blocks: Petals announces them a little after `ready`."""
-    from petals.data_structures import ServerState
-    from petals.utils.dht import get_remote_module_infos
-
-    while server.module_container is None or not server.module_container.ready.is_set():
-        time.sleep(0.02)
-    start, end, _ = content
-    uids = server.module_uids[start:end]
-    me = server.dht.peer_id
-    while True:
-        infos = get_remote_module_infos(server.dht, uids, latest=True)
-        states = [info.servers[me].state for info in infos if me in info.servers]
-        if len(states) == len(uids) and set(states) == {ServerState.ONLINE}:
-            break
-        time.sleep(0.02)
-    reports.send(("ready", content))
-
-
-def _die_with(supervisor: int) -> None:
-    while os.getppid() == supervisor:
-        time.sleep(_PARENT_CHECK_S)
-    os.killpg(0, signal.SIGKILL)
-
-
-# ------------------------------------------------------------------------------------ the command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tune_app.serve",
-        description="Serves a model's blocks by Petals servers on 127.0.0.1, until Ctrl-C.",
-    )
-    parser.add_argument("model", help="folder of a causal language model")
-    parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
-    parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
-    parser.add_argument("--port", type=int, default=0, help="of the first server; 0: a free one")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; without: cuda where there is one")
-    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
-    args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        with private_swarm(progress=lambda text: print(text, flush=True), **vars(args)) as swarm:
-            for server in swarm.servers:
-                print(f"blocks {server.first_block}:{server.end_block}  {' '.join(server.maddrs)}")
-            print("\nSearch on it from another terminal:\n")
-            print(
-                f"  python -m tune_app.search --model {args.model} "
-                f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
-            )
-            print("\nCtrl-C ends the swarm.", flush=True)
-            signal.pause()
-    except (ConfigError, PrivateSwarmError) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        pass
-    return 0

@@ -1,0 +1,116 @@
+"""The command `python -m tune_app.serve`: serves a model's blocks until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+from tune_app.models.folder import model_folder
+from tune_app.run.search_config import ConfigError
+from tune_app.serve.checks import DTYPES
+from tune_app.serve.supervisor import LOOPBACK, PrivateSwarm, PrivateSwarmError, private_swarm
+
+EXAMPLE = """\
+One machine:
+  python -m tune_app.serve ~/models/Llama-2-7b-hf --servers 2
+
+Several machines, the first one and each other one:
+  python -m tune_app.serve MODEL --listen 10.1.2.3:31337 --blocks 0:16 --identity server.key
+  python -m tune_app.serve MODEL --listen 10.1.2.4:31337 --blocks 16:32 --identity server.key \\
+      --join /ip4/10.1.2.3/tcp/31337/p2p/12D3KooW...
+"""
+
+
+def _address(text: str) -> tuple[str, int]:
+    found = re.fullmatch(r"\[?([\w.:]+?)\]?:(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be ADDRESS:PORT, like 10.1.2.3:31337; got {text!r}")
+    return found.group(1), int(found.group(2))
+
+
+def _blocks(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be FIRST:END, like 0:16; got {text!r}")
+    return int(found.group(1)), int(found.group(2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tune_app.serve",
+        description="Serves a model's blocks by Petals servers, until Ctrl-C. Without --listen "
+        "they are reached from this machine only.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="demo, or the folder of a causal language model")
+    parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
+    parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
+    parser.add_argument(
+        "--blocks", type=_blocks, metavar="FIRST:END", help="serve these only; without: all"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--listen",
+        type=_address,
+        metavar="ADDRESS:PORT",
+        help="where other machines reach the first server, the next ones at the next ports; "
+        "0.0.0.0 is every address of this machine",
+    )
+    where.add_argument("--port", type=int, default=0, help=f"the same on {LOOPBACK}; 0: free ones")
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        default=[],
+        metavar="PEER",
+        help="addresses of the swarm's other servers, as they print them; without: a new swarm",
+    )
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        help="key that keeps the server's address the same after a restart; made at first",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; without: cuda where there is one")
+    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
+    parser.add_argument("--stock", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 after Ctrl-C or SIGTERM, 1 where a server did not start, 2 for a mistake."""
+    options = vars(_parser().parse_args(argv))
+    name, listen = options.pop("model"), options.pop("listen")
+    if listen is not None:
+        options["host"], options["port"] = listen
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        model = model_folder(name)
+        with private_swarm(model, progress=_say, **options) as swarm:
+            swarm.tell_changes(_say)
+            _introduce(swarm, name)
+            signal.pause()
+    except (ConfigError, PrivateSwarmError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _introduce(swarm: PrivateSwarm, name: str) -> None:
+    for server in swarm.servers:
+        print(f"blocks {server.blocks}  {' '.join(server.maddrs)}")
+    print("\nSearch on it from another terminal:\n")
+    print(
+        f"  python -m tune_app.search --model {shlex.quote(name)} "
+        f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
+    )
+    print("\nCtrl-C ends the swarm.", flush=True)
