@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         model = model_folder(name)
-        with private_swarm(model, progress=_say, **options) as swarm:
+        with private_swarm(model, name=name, progress=_say, **options) as swarm:
             swarm.tell_changes(_say)
             _introduce(swarm, name)
             signal.pause()

@@ -8,7 +8,8 @@ over the network is unchanged: clients and servers of Petals' own model classes 
 from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,6 @@ def _place_block(
 
 petals_server.AutoDistributedConfig = _Config
 petals_server.TransformerBackend = _Backend
-petals_server.load_pretrained_block = _load_block
 petals_server.convert_block = _place_block
 # The probe for reachability from outside would start a second p2pd for each server.
 petals_server.ReachabilityProtocol.attach_to_dht = classmethod(lambda cls, dht: None)
@@ -151,6 +151,7 @@ def make_server(
     device: str | None = "cpu",
     dtype: str = "float32",
     max_batch_tokens: int = 8192,
+    loaded: Callable[[int], None] = lambda count: None,
     **options: Any,
 ) -> petals_server.Server:
     """A server of these blocks of the model in a folder; `run()` loads and serves them.
@@ -158,8 +159,17 @@ def make_server(
     It listens on `host_maddrs` only, and knows no other peers than `initial_peers`.
     device: as torch names it; None: cuda where there is one
     max_batch_tokens: rows times positions that a request may have
+    loaded: is told how many blocks have been loaded, after each one
     options: Petals' own, to be given to its `Server`
     """
+    counts = itertools.count(1)
+
+    def load_block(*args: Any, **options: Any) -> ServedBlock:
+        block = _load_block(*args, **options)
+        loaded(next(counts))
+        return block
+
+    petals_server.load_pretrained_block = load_block
     asked = {
         "initial_peers": list(initial_peers),
         "dht_prefix": dht_prefix,

@@ -63,6 +63,7 @@ class PrivateSwarm:
         self,
         model: str | Path,
         *,
+        name: str | None = None,
         servers: int = 1,
         replicas: int = 1,
         blocks: tuple[int, int] | None = None,
@@ -80,6 +81,7 @@ class PrivateSwarm:
         """Starts the processes and returns at once.
 
         model: folder of a causal language model of transformers
+        name: the model's name on a hub, where the folder is a copy from there
         servers: parts that the blocks are divided into; each part is served `replicas` times
         blocks: the first, and the one after the last; None: all of them
         host: the address of this machine to listen on
@@ -102,7 +104,7 @@ class PrivateSwarm:
         edges = [first + i * (end - first) // servers for i in range(servers + 1)]
         spans = [span for span in pairwise(edges) for _ in range(replicas)]
         count = len(spans)
-        self.dht_prefix = dht_prefix_of(model)
+        self.dht_prefix = dht_prefix_of(model, name)
         self.max_batch_tokens = max_batch_tokens
         self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-"))
         self._log = self._folder / "servers.log"
