@@ -12,22 +12,31 @@ if TYPE_CHECKING:  # they import torch
 
 
 def open_backbone(
-    config: SearchConfig, model: str, connection: Connection, memory_share: float = 1.0
+    config: SearchConfig,
+    model: str,
+    connection: Connection,
+    memory_share: float = 1.0,
+    *,
+    end_with_client: bool = False,
 ) -> Backbone:
     """The backbone that the search asks for, with this share of the machine's free memory.
 
+    end_with_client: this process is killed when the swarm's client has lost a process of its own
     Raises BackboneUnavailable, and ConfigError where not even one row would fit into a pack.
     """
     if config.backbone == "swarm":
         from tune_app.backbones.swarm import SwarmBackbone
 
-        return SwarmBackbone(  # `checks.py` has seen to the length of its rows
+        swarm = SwarmBackbone(  # `checks.py` has seen to the length of its rows
             model,
             peers=connection.peers,
             dht_prefix=connection.dht_prefix,
             dtype=config.dtype,
             request_tokens=connection.request_tokens,
         )
+        if end_with_client:
+            swarm.end_process_with_client()
+        return swarm
     import torch
 
     from tune_app.backbones.local import LocalBackbone

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
 import math
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,18 +30,27 @@ from tune_app.backbones.protocol import (
     Traffic,
 )
 from tune_app.models.parts import Ends, load_ends
+from tune_app.serve.asking import (
+    BACKWARD_FOLLOWS,
+    BAN_S,
+    LOOK_FOR_SERVERS_S,
+    ask_patiently,
+    tell_servers,
+    what_is_wrong,
+)
 from tune_app.serve.checks import dht_prefix_of
 from tune_app.serve.connection import PETALS_REQUEST_TOKENS
+from tune_app.serve.processes import end_with, hivemind_ends_with_us, hivemind_processes
 
-# Petals waits for ever and asks for new servers once a minute; a search should rather go on with
+# Petals retries for ever and asks for new servers once a minute; a search should rather go on with
 # the servers that are left, and fail with a reason when there is none.
 _CLIENT = {
     "max_retries": 6,
     "min_backoff": 0.5,
     "max_backoff": 8,
-    "request_timeout": 60,
-    "update_period": 5,
-    "ban_timeout": 5,
+    "request_timeout": 180,  # `asking` waits no longer than is usual
+    "update_period": LOOK_FOR_SERVERS_S,
+    "ban_timeout": BAN_S,
     "show_route": False,
     "daemon_startup_timeout": 20,
 }
@@ -81,6 +91,8 @@ class SwarmBackbone:
         config = self._model.config.get_text_config()
         self.hidden_size, self.num_blocks = config.hidden_size, config.num_hidden_layers
         self._prefix = dht_prefix or dht_prefix_of(model)
+        hivemind_ends_with_us()
+        ask_patiently()
         try:
             self._sequence = RemoteSequential(
                 _Config(
@@ -93,6 +105,8 @@ class SwarmBackbone:
         except Exception as error:  # hivemind raises several unrelated types here
             raise BackboneUnavailable(f"no peer answers at {', '.join(peers)}: {error}") from error
         self._manager = self._sequence.sequence_manager
+        self._closing = threading.Event()
+        tell_servers(self._manager)
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
@@ -119,14 +133,26 @@ class SwarmBackbone:
     def _remote_blocks(
         self, deep_LBPH: torch.Tensor | None, hidden_BSH: torch.Tensor
     ) -> torch.Tensor:
-        return _RemoteBlocks.apply(hidden_BSH, deep_LBPH, self._sequence)
+        deep_needs = deep_LBPH is not None and deep_LBPH.requires_grad
+        follows = torch.is_grad_enabled() and (hidden_BSH.requires_grad or deep_needs)
+        token = BACKWARD_FOLLOWS.set(follows)
+        try:
+            return _RemoteBlocks.apply(hidden_BSH, deep_LBPH, self._sequence)
+        finally:
+            BACKWARD_FOLLOWS.reset(token)
 
     def health(self) -> SwarmHealth:
         spans = self._manager.state.sequence_info.spans_by_priority  # of servers that are online
         served = {block for span in spans for block in range(span.start, span.end)}
         return SwarmHealth(len({span.peer_id for span in spans}), len(served))
 
+    def end_process_with_client(self) -> None:
+        """This process is killed when a process of hivemind's that the client needs has ended, for
+        those who are started again then. Until `close`."""
+        end_with(hivemind_processes(self._manager.dht), unless=self._closing)
+
     def close(self) -> None:
+        self._closing.set()
         # In this order, or hivemind complains about a closed event loop at interpreter exit.
         self._manager.shutdown()
         RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
@@ -170,7 +196,7 @@ class SwarmBackbone:
                     self.close()
                     raise BackboneUnavailable(
                         f"the swarm does not serve all {self.num_blocks} blocks of "
-                        f"{self._prefix!r}: {error}"
+                        f"{self._prefix!r}: {what_is_wrong(self._manager, error)}"
                     ) from error
                 time.sleep(0.5)
 
@@ -198,6 +224,7 @@ class _RemoteBlocks(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None, sequence: Any
     ) -> torch.Tensor:
+        ctx.manager = sequence.sequence_manager
         ctx.inner_inputs = (
             hidden_BSH.detach().requires_grad_(),
             None if deep_LBPH is None else deep_LBPH.detach().requires_grad_(),
@@ -206,7 +233,8 @@ class _RemoteBlocks(torch.autograd.Function):
             with torch.enable_grad():
                 ctx.inner_output = sequence(ctx.inner_inputs[0], prompts=ctx.inner_inputs[1])
         except Exception as error:
-            raise BackboneUnavailable(f"no server answered the forward pass: {error!r}") from error
+            reason = what_is_wrong(ctx.manager, error)
+            raise BackboneUnavailable(f"forward pass: {reason}") from error
         return ctx.inner_output.detach()
 
     @staticmethod
@@ -215,5 +243,6 @@ class _RemoteBlocks(torch.autograd.Function):
         try:
             grads = torch.autograd.grad(ctx.inner_output, inputs, grad_BSH)
         except Exception as error:
-            raise BackboneUnavailable(f"no server answered the backward pass: {error!r}") from error
+            reason = what_is_wrong(ctx.manager, error)
+            raise BackboneUnavailable(f"backward pass: {reason}") from error
         return grads[0], grads[1] if len(grads) == 2 else None, None

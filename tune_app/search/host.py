@@ -88,7 +88,13 @@ class TrialHost:
         with self._connecting:
             if self._packer is None:
                 share = self._threads / (os.cpu_count() or 1)
-                backbone = open_backbone(self._config, self._model, connection, share)
+                backbone = open_backbone(
+                    self._config,
+                    self._model,
+                    connection,
+                    share,
+                    end_with_client=True,  # Ray starts this process again
+                )
                 self._packer = Packer(backbone, self._threads)
                 # Else Python looks through all of torch for garbage, 0.16 s in which no trial runs.
                 gc.freeze()

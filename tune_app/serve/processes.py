@@ -21,8 +21,9 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with(pids: Iterable[int]) -> None:
-    """This process is killed as soon as one of these processes has ended; they may have already.
+def end_with(pids: Iterable[int], *, unless: threading.Event | None = None) -> None:
+    """This process is killed as soon as one of these processes has ended (they may have already),
+    `unless` that is set by then.
 
     A thread waits for the kernel's word. (The signal that Linux sends to the children of a process
     that ends is no use here: it comes when the *thread* ends that forked them, and a client may be
@@ -34,12 +35,13 @@ def end_with(pids: Iterable[int]) -> None:
             watched.register(os.pidfd_open(pid), select.POLLIN)
         except ProcessLookupError:
             _end()
-    threading.Thread(target=_end_at, args=(watched,), name="end-with", daemon=True).start()
 
+    def wait() -> None:
+        watched.poll()
+        if unless is None or not unless.is_set():
+            _end()
 
-def _end_at(ended: select.poll) -> None:
-    ended.poll()
-    _end()
+    threading.Thread(target=wait, name="end-with", daemon=True).start()
 
 
 def _end() -> None:
@@ -69,7 +71,8 @@ def hivemind_ends_with_us() -> None:
 def _ending_with_parent(run: Callable[[Any], None]) -> Callable[[Any], None]:
     def run_until_parent_ends(self: Any) -> None:
         parent = multiprocessing.parent_process()
-        assert parent is not None and parent.pid is not None  # this is a forked process
+        assert parent is not None  # this is a forked process
+        assert parent.pid is not None
         end_with_parent(parent.pid)
         # What this process starts, starts from this thread, which is its first and lasts as long.
         os.register_at_fork(after_in_child=_signalled_with_parent(os.getpid()))

@@ -173,7 +173,8 @@ class _Supervisor:
         child.ends = [*(at for at in child.ends if now - at < _WITHIN_S), now]
         count = len(child.ends)
         if count <= MOST_STARTS:
-            self._due[number] = now + (min(_LONGEST_PAUSE_S, 2.0 ** (count - 2)) if count > 1 else 0)
+            pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (count - 2)) if count > 1 else 0.0
+            self._due[number] = now + pause_s
         else:
             self._given_up.add(number)
         self._reports.send(("ended", number, (why, count, count <= MOST_STARTS)))

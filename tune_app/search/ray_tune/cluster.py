@@ -73,10 +73,15 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    config: SearchConfig, *, progress: Callable[[str], None], ray_died: Callable[[], None]
+    config: SearchConfig,
+    *,
+    progress: Callable[[str], None],
+    say: Callable[[str], None],
+    ray_died: Callable[[], None],
 ) -> Iterator[Cluster]:
     """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable.
 
+    say: is told, from a thread, when a server of the private swarm has ended or serves again
     ray_died: called from a thread where the Ray that was started here loses one of its own
     processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
     """
@@ -93,6 +98,7 @@ def cluster(
         stack.callback(_stop_hosts, hosts)
         if private is not None:
             private.wait_until_ready(progress=progress)
+            private.tell_changes(say)
         connection = connection_to(config, model, private)
         progress("loading the model and the data")
         try:

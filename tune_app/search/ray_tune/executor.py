@@ -96,7 +96,7 @@ def ray_tune(
     ray_died: Callable[[], None],
 ) -> Iterator[RayTune]:
     """Ready to train. Raises ConfigError where the user's model, data or swarm is not usable."""
-    with cluster(config, progress=progress, ray_died=ray_died) as machines:
+    with cluster(config, progress=progress, say=say, ray_died=ray_died) as machines:
         yield RayTune(config, space, run, machines, say)
 
 

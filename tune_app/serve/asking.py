@@ -1,0 +1,151 @@
+"""How our client asks a swarm's servers: how long it waits, what it tells them, what went wrong.
+
+Petals' client does the asking. It waits 3 minutes for a server that takes a connection and never
+answers, and where it gives up it points to the public swarm's page. Here it waits about as long as
+such requests have taken before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from petals.client import sequential_autograd
+
+BAN_S = 15.0  # a server that has failed is left out for, where others have its blocks; then twice…
+LOOK_FOR_SERVERS_S = 5.0  # how often
+_LEAST_S = 5.0  # that a server is waited for
+_UNKNOWN_S = 15.0  # where no server has answered a request yet
+_MOST_S = 60.0  # unless such requests have taken longer
+_SLACK = 4.0  # times as long as the slowest so far
+
+# Whether a backward pass follows the forward pass that is asked for now.
+BACKWARD_FOLLOWS: ContextVar[bool] = ContextVar("BACKWARD_FOLLOWS", default=False)
+
+
+@dataclass
+class Patience:
+    """How long to wait for an answer: by what requests of that kind took, a token.
+
+    A server that has not answered in time is waited for twice as long when it is asked again while
+    it should be left out: then nobody else has its blocks, and perhaps it is only slow.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _slowest: dict[tuple[str, Any], float] = field(default_factory=dict)  # seconds a token
+    _late: dict[Any, tuple[float, int]] = field(default_factory=dict)  # when, how often in a row
+
+    def seconds(self, kind: str, peer: Any, tokens: int) -> float:
+        rates = [rate for (of, _), rate in self._slowest.items() if of == kind]
+        rate = self._slowest.get((kind, peer), max(rates, default=None))
+        expected = None if rate is None else _SLACK * rate * tokens
+        least = _UNKNOWN_S if expected is None else max(_LEAST_S, expected)
+        at, times = self._late.get(peer, (-BAN_S, 0))
+        if self.clock() - at < BAN_S:
+            least *= 2**times
+        return min(least, max(_MOST_S, expected or 0.0))
+
+    def answered(self, kind: str, peer: Any, tokens: int, seconds: float) -> None:
+        self._late.pop(peer, None)
+        # The memory of a slow one fades: by a tenth with each request.
+        before = self._slowest.get((kind, peer), 0.0)
+        self._slowest[kind, peer] = max(seconds / max(tokens, 1), 0.9 * before)
+
+    def was_late(self, peer: Any, asked_at: float) -> None:
+        at, times = self._late.get(peer, (-BAN_S, 0))
+        if asked_at > at:  # else it was asked together with the one that was late before
+            times = times + 1 if asked_at - at < BAN_S else 1
+        self._late[peer] = (self.clock(), times)
+
+
+@dataclass
+class _Trouble:
+    """What has gone wrong since a server answered last."""
+
+    since: float = field(default_factory=time.time)
+    attempts: int = 0
+    by_peer: dict[str, str] = field(default_factory=dict)
+
+
+PATIENCE = Patience()
+_trouble = _Trouble()
+
+
+def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def ask_patiently(uid: Any, stub: Any, info: Any, *tensors: Any, **kwargs: Any) -> Any:
+        global _trouble
+        peer, tokens = stub._peer, tensors[0].shape[0] * tensors[0].shape[1]
+        limit_s, began = PATIENCE.seconds(kind, peer, tokens), time.monotonic()
+        try:
+            answer = await asyncio.wait_for(ask(uid, stub, info, *tensors, **kwargs), limit_s)
+        except Exception as error:
+            _trouble.attempts += 1
+            reason = str(error) or type(error).__name__
+            if isinstance(error, asyncio.TimeoutError):
+                PATIENCE.was_late(peer, began)
+                reason = f"no answer within {time.monotonic() - began:.0f} s"
+            _trouble.by_peer[f"…{str(peer)[-6:]}"] = reason.partition("\n")[0][:120]
+            raise
+        PATIENCE.answered(kind, peer, tokens, time.monotonic() - began)
+        _trouble = _Trouble()
+        return answer
+
+    ask_patiently.is_patient = True  # type: ignore[attr-defined]
+    return ask_patiently
+
+
+def ask_patiently() -> None:
+    """Makes all of Petals' clients in this process wait like that; may be called again."""
+    for kind in ("forward", "backward"):
+        ask = getattr(sequential_autograd, f"run_remote_{kind}")
+        if not hasattr(ask, "is_patient"):
+            setattr(sequential_autograd, f"run_remote_{kind}", _patient(kind, ask))
+
+
+def tell_servers(manager: Any) -> None:
+    """Adds to what the client tells a server whether a backward pass will follow."""
+    plain = manager.get_request_metadata
+
+    def metadata(protocol: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        told = plain(protocol, *args, **kwargs)
+        if protocol == "rpc_forward" and BACKWARD_FOLLOWS.get():
+            told["backward_follows"] = True
+        return told
+
+    manager.get_request_metadata = metadata
+
+
+def what_is_wrong(manager: Any, error: Exception) -> str:
+    """Which blocks nobody serves, since when, and what has been tried; one line."""
+    known = manager.state.sequence_info.spans_containing_block
+    missing = [block for block, spans in enumerate(known) if not spans]
+    which = f"blocks {_ranges(missing)}" if missing else f"blocks 0:{len(known)}"
+    since = time.strftime("%H:%M:%S", time.localtime(_trouble.since))
+    parts = [f"no server has answered for {which} since {since} ({_seconds_since()} s)"]
+    if _trouble.by_peer:
+        tried = ", ".join(f"server {peer} ({why})" for peer, why in _trouble.by_peer.items())
+        parts.append(f"asked {_trouble.attempts} times: {tried}")
+    elif missing:
+        parts.append("the peers know of no server that is online and has them")
+    else:
+        parts.append(str(error).partition("\n")[0][:200] or type(error).__name__)
+    parts.append(f"new servers are looked for every {LOOK_FOR_SERVERS_S:g} s")
+    return "; ".join(parts)
+
+
+def _seconds_since() -> int:
+    return round(time.time() - _trouble.since)
+
+
+def _ranges(blocks: Sequence[int]) -> str:
+    """`0:2, 5:6` for 0, 1 and 5."""
+    found = []
+    for _, group in groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
+        run = [block for _, block in group]
+        found.append(f"{run[0]}:{run[-1] + 1}")
+    return ", ".join(found)
