@@ -216,6 +216,12 @@ def check_nothing_is_lost(run: Path, trials: int = TRIALS) -> None:
             assert abs(trial.value - row["objective"]) < 1e-9, row
         else:
             assert (trial.state.name, row["status"]) == ("PRUNED", "stopped"), row
+    assert check_events(run) == set(range(trials))
+
+
+def check_events(run: Path) -> set[int]:
+    """The trials that have ended; raises AssertionError where one continues after its end, goes
+    back behind a report, or has failed."""
     steps: dict[int, int] = {}
     over: set[int] = set()
     for event in events(run):
@@ -226,8 +232,9 @@ def check_nothing_is_lost(run: Path, trials: int = TRIALS) -> None:
             assert event["step"] >= steps.get(number, 0), event
             steps[number] = event["step"]
         elif event["event"] == "trial_ended":
+            assert event["status"] != "failed", event
             over.add(number)
-    assert over == set(range(trials))
+    return over
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.kill_and_resume import Search, check_nothing_is_lost, reports
+from benchmarks.kill_and_resume import Search, check_events, reports
 
 TRIALS = 200  # never reached: the search is ended with its last kill
 SHORT = ["--steps", "40", "--batch-size", "2", "--confirm", "0", "--scheduler", "none"]
@@ -95,7 +95,7 @@ def kill_each(run: Path, targets: Sequence[str], said: Callable[[str], None]) ->
     search.process.terminate()
     search.wait()
     search.check_nothing_is_left()
-    check_nothing_is_lost(run, None)
+    check_events(run)
     return gaps
 
 

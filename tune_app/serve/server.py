@@ -24,6 +24,7 @@ from petals.server.backend import TransformerBackend
 from petals.utils.convert_block import QuantType
 
 from tune_app.models.parts import Block, OneBlockCache, load_blocks
+from tune_app.serve.fast_step import compute_fast
 
 # What Petals gives a block besides its hidden states, and gets back: keys [B * heads, size, S] and
 # values [B * heads, S, size] of all positions so far.
@@ -151,6 +152,7 @@ def make_server(
     device: str | None = "cpu",
     dtype: str = "float32",
     max_batch_tokens: int = 8192,
+    stock: bool = False,
     loaded: Callable[[int], None] = lambda count: None,
     **options: Any,
 ) -> petals_server.Server:
@@ -159,9 +161,12 @@ def make_server(
     It listens on `host_maddrs` only, and knows no other peers than `initial_peers`.
     device: as torch names it; None: cuda where there is one
     max_batch_tokens: rows times positions that a request may have
+    stock: compute as Petals' own server does, for comparisons
     loaded: is told how many blocks have been loaded, after each one
     options: Petals' own, to be given to its `Server`
     """
+    if not stock:
+        compute_fast()
     counts = itertools.count(1)
 
     def load_block(*args: Any, **options: Any) -> ServedBlock:

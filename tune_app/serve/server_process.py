@@ -257,6 +257,7 @@ def _run_server(
         device=spec.device,
         dtype=job.dtype,
         max_batch_tokens=job.max_batch_tokens,
+        stock=job.stock,
         loaded=lambda count: news.send(("loading", count)),
         identity_path=spec.identity,
         # Who is sure to be alone with it need not ask the others, which takes a second.

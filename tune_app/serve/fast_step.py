@@ -1,0 +1,351 @@
+"""A training step on a server that costs what its computing costs; what is sent is Petals'.
+
+Petals makes each block of a request a task of its own, with its own way through pipes and shared
+memory, and its backward pass computes every block's forward pass again, most of them twice. Here
+all blocks of a request are one task, and where the client says that a backward pass will follow,
+the forward pass keeps its graph for it. The numbers are the same, bit for bit.
+
+Kept graphs are bounded in bytes and in age, so a client that asks for what it does not use, or dies
+in between, costs no more than that. A client that says nothing keeps none.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: I001 (petals can only be imported after petals_compat)
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+import tune_app.petals_compat  # noqa: F401
+from petals.server import handler as petals_handler
+from petals.server import server as petals_server
+from petals.server.backend import TransformerBackend, merge_inference_pools_inplace
+from petals.server.task_pool import PrioritizedTaskPool
+from petals.utils.misc import is_dummy
+from petals.utils.packaging import unpack_args_kwargs
+
+_MOST_AGE_S = 60.0  # that a graph is kept
+_SHARE_OF_FREE_MEMORY = 0.25  # that graphs may take
+
+# Shapes: L requested blocks, B rows, S positions, P prompt positions, H hidden size.
+_Gradients = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A forward pass that waits for its backward pass."""
+
+    uids: tuple[str, ...]
+    inputs: tuple[torch.Tensor, ...]  # hidden states [B, S, H] and prompts [L, B, P, H], if any
+    output_BSH: torch.Tensor
+    num_bytes: int
+    made_at: float
+
+    def is_of(self, uids: tuple[str, ...], inputs: Sequence[torch.Tensor]) -> bool:
+        return (
+            self.uids == uids
+            and len(self.inputs) == len(inputs)
+            and all(
+                mine.shape == theirs.shape and torch.equal(mine, theirs)
+                for mine, theirs in zip(self.inputs, inputs, strict=True)
+            )
+        )
+
+
+class Chain:
+    """Forward and backward passes through consecutive blocks, one task each.
+
+    Runs in the server's computing process, in one thread.
+    """
+
+    def __init__(
+        self,
+        backends: dict[str, TransformerBackend],
+        free_bytes: Callable[[], int],
+        most_age_s: float = _MOST_AGE_S,
+    ) -> None:
+        """`free_bytes`: of the memory in which the graphs are"""
+        self._backends, self._free_bytes, self._most_age_s = backends, free_bytes, most_age_s
+        self._kept: list[_Graph] = []  # the oldest first
+        self._lock, self._will_forget = threading.Lock(), False
+        # Of a graph, for a token and a block, and at how many positions that was seen.
+        self._token_bytes, self._positions = 0.0, 1
+        self._weights = {
+            weight.untyped_storage().data_ptr()
+            for backend in backends.values()
+            for weight in [*backend.module.parameters(), *backend.module.buffers()]
+        }
+
+    def forward(
+        self,
+        hidden_BSH: torch.Tensor,
+        prompts_LBPH: torch.Tensor | None,
+        uids: tuple[str, ...],
+        backward_follows: bool,
+    ) -> tuple[torch.Tensor]:
+        num_bytes = self._graph_bytes(hidden_BSH, uids)
+        if not backward_follows or num_bytes is None or not self._make_room(num_bytes):
+            with torch.inference_mode():
+                return (self._run(hidden_BSH, prompts_LBPH, uids),)
+        inputs = _leaves(hidden_BSH, prompts_LBPH)
+        with torch.enable_grad():
+            output_BSH = self._run(inputs[0], _second(inputs), uids)
+        graph = _Graph(uids, inputs, output_BSH, num_bytes, time.monotonic())
+        with self._lock:
+            self._kept.append(graph)
+            self._forget_later()
+        return (output_BSH.detach().clone(),)  # it is passed on through memory that others share
+
+    def backward(
+        self,
+        hidden_BSH: torch.Tensor,
+        grad_BSH: torch.Tensor,
+        prompts_LBPH: torch.Tensor | None,
+        uids: tuple[str, ...],
+    ) -> _Gradients:
+        given = [tensor for tensor in (hidden_BSH, prompts_LBPH) if tensor is not None]
+        graph = self._take(uids, given)
+        if graph is not None:
+            return torch.autograd.grad(graph.output_BSH, graph.inputs, grad_BSH)
+        num_bytes = self._graph_bytes(hidden_BSH, uids)
+        if num_bytes is None or not self._make_room(num_bytes):
+            return self._backward_by_block(hidden_BSH, grad_BSH, prompts_LBPH, uids)
+        inputs = _leaves(hidden_BSH, prompts_LBPH)
+        with torch.enable_grad():
+            output_BSH = self._run(inputs[0], _second(inputs), uids)
+        return torch.autograd.grad(output_BSH, inputs, grad_BSH)
+
+    def _run(
+        self, hidden_BSH: torch.Tensor, prompts_LBPH: torch.Tensor | None, uids: Sequence[str]
+    ) -> torch.Tensor:
+        for index, uid in enumerate(uids):
+            prompt_BPH = None if prompts_LBPH is None else prompts_LBPH[index]
+            hidden_BSH = self._block(uid, hidden_BSH, prompt_BPH)
+        return hidden_BSH
+
+    def _block(
+        self, uid: str, hidden_BSH: torch.Tensor, prompt_BPH: torch.Tensor | None
+    ) -> torch.Tensor:
+        if prompt_BPH is not None:
+            length = prompt_BPH.shape[1]
+            prompted = hidden_BSH[:, :length] + prompt_BPH
+            hidden_BSH = torch.cat([prompted, hidden_BSH[:, length:]], dim=1)
+        (hidden_BSH,) = self._backends[uid].module(hidden_BSH)
+        return hidden_BSH
+
+    def _backward_by_block(
+        self,
+        hidden_BSH: torch.Tensor,
+        grad_BSH: torch.Tensor,
+        prompts_LBPH: torch.Tensor | None,
+        uids: Sequence[str],
+    ) -> _Gradients:
+        """With the graph of one block at a time in memory, as Petals does."""
+        prompts = [None] * len(uids) if prompts_LBPH is None else list(prompts_LBPH)
+        into = [hidden_BSH]
+        with torch.no_grad():
+            for uid, prompt_BPH in list(zip(uids, prompts, strict=True))[:-1]:
+                into.append(self._block(uid, into[-1], prompt_BPH))
+        grads_LBPH = []
+        for uid, prompt_BPH, before in reversed(list(zip(uids, prompts, into, strict=True))):
+            inputs = _leaves(before, prompt_BPH)
+            with torch.enable_grad(), self._measured(hidden_BSH):
+                output_BSH = self._block(uid, inputs[0], _second(inputs))
+            grad_BSH, *grad_prompt = torch.autograd.grad(output_BSH, inputs, grad_BSH)
+            grads_LBPH += grad_prompt
+        return (grad_BSH, torch.stack(grads_LBPH[::-1])) if grads_LBPH else (grad_BSH,)
+
+    # --------------------------------------------------------------------------- what is kept
+
+    @contextmanager
+    def _measured(self, hidden_BSH: torch.Tensor) -> Iterator[None]:
+        """Learns how much the graph of one block takes."""
+        seen: dict[int, int] = {}
+
+        def saved(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._weights:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+            yield
+        rows, positions, _ = hidden_BSH.shape
+        # What goes in and comes out is kept, too, whether or not the block saves it.
+        both = 2 * hidden_BSH.untyped_storage().nbytes()
+        token_bytes = (sum(seen.values()) + both) / (rows * positions)
+        if token_bytes > self._token_bytes:
+            self._token_bytes, self._positions = token_bytes, positions
+
+    def _graph_bytes(self, hidden_BSH: torch.Tensor, uids: Sequence[str]) -> int | None:
+        """At most; None where no block has been measured. Attention matrices grow with the square
+        of the positions."""
+        if not self._token_bytes:
+            return None
+        rows, positions, _ = hidden_BSH.shape
+        longer = max(1.0, positions / self._positions)
+        return int(len(uids) * rows * positions * self._token_bytes * longer)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Forgets the oldest graphs until one of this size has room; whether it has at all."""
+        self._forget_old()
+        with self._lock:
+            kept = sum(graph.num_bytes for graph in self._kept)
+            most = _SHARE_OF_FREE_MEMORY * (self._free_bytes() + kept)
+            if num_bytes > most:
+                return False
+            while kept + num_bytes > most:
+                kept -= self._kept.pop(0).num_bytes
+        return True
+
+    def _take(self, uids: tuple[str, ...], inputs: Sequence[torch.Tensor]) -> _Graph | None:
+        with self._lock:
+            for index, graph in enumerate(self._kept):
+                if graph.is_of(uids, inputs):
+                    return self._kept.pop(index)
+        return None
+
+    def _forget_old(self) -> None:
+        with self._lock:
+            oldest = time.monotonic() - self._most_age_s
+            self._kept = [graph for graph in self._kept if graph.made_at > oldest]
+
+    def _forget_later(self) -> None:
+        """So that nothing stays when nobody asks any more. Called with the lock held."""
+        if self._will_forget:
+            return
+        self._will_forget = True
+
+        def forget() -> None:
+            self._forget_old()
+            with self._lock:
+                self._will_forget = False
+                if self._kept:
+                    self._forget_later()
+
+        timer = threading.Timer(self._most_age_s, forget)
+        timer.daemon = True
+        timer.start()
+
+
+def _leaves(
+    hidden_BSH: torch.Tensor, prompts: torch.Tensor | None
+) -> tuple[torch.Tensor] | tuple[torch.Tensor, torch.Tensor]:
+    leaf_BSH = hidden_BSH.detach().requires_grad_()
+    return (leaf_BSH,) if prompts is None else (leaf_BSH, prompts.detach().requires_grad_())
+
+
+def _second(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    return inputs[1] if len(inputs) == 2 else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
+
+
+# ------------------------------------------------------------------- in the place of Petals' own
+
+# Of the request that this task of the handler's event loop answers.
+_METADATA: ContextVar[dict[str, Any]] = ContextVar("_METADATA")
+
+
+def _merge_pools(backends: dict[str, TransformerBackend]) -> None:
+    """One pool for all blocks' forward passes and one for the backward passes."""
+    merge_inference_pools_inplace(backends)
+    pool = next(iter(backends.values())).forward_pool
+    device = pool.device or torch.device("cpu")
+    chain = Chain(backends, lambda: free_bytes(device))
+    for kind in ("forward", "backward"):
+        merged = PrioritizedTaskPool(
+            getattr(chain, kind),
+            max_batch_size=pool.max_batch_size,
+            device=pool.device,
+            name=f"merged_{kind}",
+        )
+        for backend in backends.values():
+            setattr(backend, f"{kind}_pool", merged)
+
+
+async def _run_rpc_forward(
+    *flat_tensors: torch.Tensor,
+    requested_backends: Sequence[TransformerBackend],
+    active_adapter: str = "",
+    prioritizer: Any,
+    points: float = 0,
+    args_structure: Any = None,
+) -> torch.Tensor:
+    first = requested_backends[0]
+    hidden_BSH, prompts_LBPH = _read(flat_tensors, args_structure, first.dtype)
+    priority = prioritizer.prioritize(hidden_BSH, points=points, backend=first, type="forward")
+    (hidden_BSH,) = await first.forward_pool.submit_task(
+        hidden_BSH,
+        prompts_LBPH,
+        tuple(backend.name for backend in requested_backends),
+        bool(_METADATA.get().get("backward_follows", False)),
+        priority=priority,
+    )
+    return hidden_BSH
+
+
+async def _run_rpc_backward(
+    *flat_tensors: torch.Tensor,
+    requested_backends: Sequence[TransformerBackend],
+    active_adapter: str = "",
+    prioritizer: Any,
+    points: float = 0,
+    args_structure: Any = None,
+) -> list[torch.Tensor]:
+    first = requested_backends[0]
+    hidden_BSH, grad_BSH, prompts_LBPH = _read(flat_tensors, args_structure, first.dtype)
+    priority = prioritizer.prioritize(
+        hidden_BSH, grad_BSH, points=points, backend=first, type="backward"
+    )
+    return list(
+        await first.backward_pool.submit_task(
+            hidden_BSH,
+            grad_BSH,
+            prompts_LBPH,
+            tuple(backend.name for backend in requested_backends),
+            priority=priority,
+        )
+    )
+
+
+def _read(
+    flat_tensors: Sequence[torch.Tensor], args_structure: Any, dtype: torch.dtype
+) -> list[Any]:
+    """The request's tensors in the blocks' dtype; the last one, its prompts, may be None."""
+    if args_structure is not None:
+        flat_tensors, _ = unpack_args_kwargs(flat_tensors, args_structure)
+    *states, prompts = flat_tensors
+    if any(state.ndim != 3 for state in states):
+        raise ValueError("hidden states and their gradients have three dimensions")
+    missing = prompts is None or is_dummy(prompts)
+    return [*(state.to(dtype) for state in states), None if missing else prompts.to(dtype)]
+
+
+class TransformerConnectionHandler(petals_handler.TransformerConnectionHandler):
+    """Petals' handler, under its own name, which clients ask for."""
+
+    def _get_active_adapter(self, metadata: dict[str, Any]) -> str:
+        _METADATA.set(metadata)  # it is called once in each request's own task
+        return super()._get_active_adapter(metadata)
+
+
+def compute_fast() -> None:
+    """Makes the servers of this process compute like that; before they are made."""
+    petals_server.merge_inference_pools_inplace = _merge_pools
+    petals_server.TransformerConnectionHandler = TransformerConnectionHandler
+    petals_handler.run_rpc_forward = _run_rpc_forward
+    petals_handler.run_rpc_backward = _run_rpc_backward
