@@ -6,11 +6,14 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
-import psutil
 import pytest
 
 from benchmarks.kill_and_resume import Search, check_nothing_is_lost, ended, events, reports
+from benchmarks.kill_tree import kill_each
+from benchmarks.relay import free_port
+from tune_app.models.folder import model_folder
 from tune_app.run.run_dir import RunDir
+from tune_app.serve.supervisor import private_swarm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -80,21 +83,26 @@ def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path
 
 @pytest.mark.swarm
 def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    given = ["--backbone=swarm", "--trials=3", "--scheduler=none", f"--out={run}"]
-    search = Search(*SMALL, *given)
-    assert search.wait_until(lambda: reports(run) >= 2)
-    for process in psutil.Process(search.process.pid).children(recursive=True):
-        if any("tune_app.serve" in word for word in process.cmdline()):
-            process.kill()
+    run, serving = tmp_path / "run", {"port": free_port(), "identity": tmp_path / "key"}
+    with private_swarm(model_folder("demo"), **serving) as swarm:
+        given = ["--backbone=swarm", "--trials=3", "--scheduler=none", f"--out={run}"]
+        search = Search(*SMALL, *given, "--peers", *swarm.peers)
+        assert search.wait_until(lambda: reports(run) >= 2)
     code, said = search.wait(), search.process.stderr.read()
 
     assert code == 1, said
     assert f"--resume {RunDir(run).path}" in said
+    assert "no server has answered for blocks 0:4 since" in (run / "events.jsonl").read_text()
     kinds = [event["event"] for event in events(run)]
     assert 0 < kinds.count("trial_retried") <= 2 * 3
     assert not set(states(run)) & {"FAIL", "RUNNING", "PRUNED"}
 
-    finish(Search("--resume", str(run)))
+    with private_swarm(model_folder("demo"), **serving):  # its address is the same again
+        finish(Search("--resume", str(run)))
     check_nothing_is_lost(run, 3)
     assert states(run) == ["COMPLETE"] * 3
+
+
+@pytest.mark.swarm
+def test_a_search_outlives_its_server_and_its_trial_host(tmp_path: Path) -> None:
+    kill_each(tmp_path / "run", ["server", "host"], print)

@@ -7,6 +7,7 @@ such requests have taken before.
 
 from __future__ import annotations
 
+# ruff: noqa: I001 (petals can only be imported after petals_compat)
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import tune_app.petals_compat  # noqa: F401
 from petals.client import sequential_autograd
 
 BAN_S = 15.0  # a server that has failed is left out for, where others have its blocks; then twice…
