@@ -36,10 +36,6 @@ RUN = {
     "test_docs.py": (
         "make ",
         OURS,
-        "petals_server",
-        "HIVEMIND_LOGLEVEL=INFO python -c ",
-        r"\}$",
-        "COMMON=",
         "ray ",
     ),
     "test_dashboards.py": (r"\.venv/bin/ray ", "curl ", "optuna-dashboard ", "tensorboard "),
@@ -109,58 +105,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.to_json(home / f"{name}.jsonl", orient="records", lines=True)
     (home / "handbook.txt").write_text((ROOT / "README.md").read_text())
     (home / "lines.txt").write_text("wing nest\nroot bark\n")
-    page = ROOT / "docs" / "your-space.md"
-    (home / "my_space.yaml").write_text(blocks(page, "yaml")[0])
-    (home / "my_space.py").write_text(blocks(page, "python")[0])
-    for name in ("a", "b"):
-        write_run(home / "runs" / name, confirm_seeds=2)
-    return home
-
-
-def run_search(line: str, home: Path, **more: str) -> None:
-    """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
-
-    A line without --peers runs in process: the private swarm that it would start, test_search has.
-    """
-    trials = 3 if "--trials" in line else 2
-    small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
-    if "--peers" not in line:
-        small += " --backbone local"
-    said = shell(small, home, {"HOME": str(home), **more})
-    (folder,) = re.findall(r"(?m)^Report: +(/.*)/report\.html$", said)
-    run = RunDir(folder)
-    counts = load(run).counts
-    assert sum(counts.values()) == trials
-    assert counts.keys() <= {"finished", "stopped"}
-    assert (run.prompts / "prompts.safetensors").exists()
-
-
-@pytest.fixture(scope="module")
-def reviews(home: Path) -> Path:
-    """The home with runs/reviews, the finished search that other lines start from."""
-    assert FIRST in SEARCHES
-    run_search(f"{FIRST} --model ~/models/Llama-2-7b-hf --out runs/reviews", home)
-    return home
-
-
-@pytest.fixture(scope="module")
-def peer(home: Path) -> Iterator[str]:
-    """An address of the swarm that the lines of your-swarm.md start, each with one block of two."""
-    page = ROOT / "docs" / "your-swarm.md"
-    (block,) = [block for block in blocks(page, "bash") if "petals_server()" in block]
-    definitions = block[: block.index("#")]
-    others, first = lines_of("petals_server")
-    here = {"HOME": str(home), "HTTPS_PROXY": "http://127.0.0.1:9"}  # no index is asked
-    started = r"Running a server on \['(\S+)'(?s:.*) Started"
+    others, first = (line for line in lines_of("python -m tune_app.serve") if "--listen" in line)
+    ready = r"(?m)^blocks \S+  (\S+)$(?s:.*)Ctrl-C ends"
 
     def near(line: str, blocks: str) -> str:
-        line = re.sub(r"--block_indices \S+", f"--block_indices {blocks}", line)
-        place = rf"/ip4/127.0.0.1/tcp/{free_port()}"
-        return definitions + re.sub(r"/ip4/[\d.]+/tcp/\d+(?= )", place, line)
+        line = re.sub(r"--blocks \S+", f"--blocks {blocks} --device cpu", line)
+        line = line.replace("server.key", f"server-{blocks[0]}.key")
+        return re.sub(r"--listen \S+", f"--listen 127.0.0.1:{free_port()}", line)
 
+    here = {"HOME": str(home)}
     with (
-        background(near(first, "0:1"), home, started, here) as one,
-        background(near(others.replace(PEER, one[1]), "1:2"), home, started, here),
+        background(near(first, "0:1"), home, ready, here) as one,
+        background(near(others.replace(PEER, one[1]), "1:2"), home, ready, here),
     ):
         yield one[1]
 
@@ -233,7 +189,9 @@ def test_apply_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.swarm
-@pytest.mark.parametrize("line", lines_of("python -m tune_app.serve"))
+@pytest.mark.parametrize(
+    "line", [line for line in lines_of("python -m tune_app.serve") if "--listen" not in line]
+)
 def test_a_private_swarm_starts_and_names_the_search(line: str, home: Path) -> None:
     here = {"HOME": str(home)}
     ready = r"(python -m tune_app\.search .*)\n(?s:.*)Ctrl-C ends the swarm"

@@ -23,9 +23,12 @@ from petals.server import server as petals_server
 from petals.server.backend import TransformerBackend
 from petals.utils.convert_block import QuantType
 
+from tune_app.models.identity import ModelIdentity
 from tune_app.models.parts import Block, OneBlockCache, load_blocks
 from tune_app.serve.fast_step import compute_fast
 
+# Begins what our servers tell each other in the place of a hub's address.
+_OUR_WEIGHTS = "weights:"
 # What Petals gives a block besides its hidden states, and gets back: keys [B * heads, size, S] and
 # values [B * heads, S, size] of all positions so far.
 _KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -164,6 +167,7 @@ def make_server(
     stock: compute as Petals' own server does, for comparisons
     loaded: is told how many blocks have been loaded, after each one
     options: Petals' own, to be given to its `Server`
+    Raises ValueError where the others serve another model under this name.
     """
     if not stock:
         compute_fast()
@@ -195,4 +199,24 @@ def make_server(
         "auto_nat": False,
         "nat_port_map": False,  # would look for a router
     }
-    return petals_server.Server(**(asked | options))
+    server = petals_server.Server(**(asked | options))
+    weights = ModelIdentity.of(str(model), Path(model)).weights_fingerprint
+    server.model_info.repository = _OUR_WEIGHTS + weights
+    if initial_peers:
+        _check_same_model(server)
+    return server
+
+
+def _check_same_model(server: petals_server.Server) -> None:
+    """Raises ValueError where others serve another model under the same name."""
+    known = server.dht.get("_petals.models", latest=True)
+    entry = known and known.value.get(server.dht_prefix)
+    if not entry:
+        return
+    theirs, mine = petals_server.ModelInfo(**entry.value), server.model_info
+    name = f"other servers of this swarm have another model under the name {server.dht_prefix!r}"
+    if theirs.num_blocks != mine.num_blocks:
+        raise ValueError(f"{name}: one of {theirs.num_blocks} blocks, not {mine.num_blocks}")
+    told = theirs.repository or ""
+    if told.startswith(_OUR_WEIGHTS) and told != mine.repository:
+        raise ValueError(f"{name}: its weight files differ. All of them need the same files")

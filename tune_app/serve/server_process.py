@@ -38,18 +38,25 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """One server: blocks `first_block` to `end_block - 1`, listening on the multiaddress `listen`.
+    """The server of this number, from 0: blocks `first_block` to `end_block - 1`, listening on the multiaddress `listen`.
 
     announce: what it tells others instead of `listen`
     identity: file of its private key, which is made where there is none
     """
 
+    number: int
     first_block: int
     end_block: int
     listen: str
     announce: str | None
     identity: str
     device: str | None
+
+    def device_among(self, gpus: int) -> str | None:
+        """Where it computes on a machine with so many GPUs: the servers take them in turn."""
+        if gpus and self.device in (None, "cuda"):
+            return f"cuda:{self.number % gpus}"
+        return self.device
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ def _run_server(
         initial_peers=peers,
         host_maddrs=[spec.listen],
         announce_maddrs=[spec.announce] if spec.announce else None,
-        device=spec.device,
+        device=spec.device_among(torch.cuda.device_count()),
         dtype=job.dtype,
         max_batch_tokens=job.max_batch_tokens,
         stock=job.stock,

@@ -30,6 +30,7 @@ from tune_app.serve.server_process import MOST_STARTS, Job, ServerSpec, at_the_s
 
 _SUPERVISE = "from tune_app.serve.server_process import supervise; supervise()"
 LOOPBACK = "127.0.0.1"
+_WORD_S = 2.0  # of progress, at most one in this time
 
 
 class PrivateSwarmError(RuntimeError):
@@ -116,6 +117,7 @@ class PrivateSwarm:
             dht_prefix=self.dht_prefix,
             servers=[
                 ServerSpec(
+                    i,
                     *span,
                     listen=f"{address}/{port + i if port else 0}",
                     announce=f"{address}/{announce_ports[i]}" if announce_ports else None,
@@ -165,12 +167,14 @@ class PrivateSwarm:
     ) -> None:
         """Returns when all blocks can be called; raises PrivateSwarmError if that fails, or where
         nothing has been loaded for `timeout_s`."""
-        started = last = time.monotonic()
-        said = ""
+        last = time.monotonic()
+        said, next_word = "", last + _WORD_S
         while len(self._ready) < len(self._job.servers):
             now = time.monotonic()
-            if progress is not None and now - started > 2 and (text := self._standing()) != said:
+            text = self._standing()
+            if progress is not None and now >= next_word and text != said:
                 progress(said := text)
+                next_word = now + _WORD_S
             if now - last > timeout_s:
                 raise PrivateSwarmError(self._failure(f"not ready within {timeout_s:g} s"))
             if not self._reports.poll(1.0):
