@@ -105,6 +105,43 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.to_json(home / f"{name}.jsonl", orient="records", lines=True)
     (home / "handbook.txt").write_text((ROOT / "README.md").read_text())
     (home / "lines.txt").write_text("wing nest\nroot bark\n")
+    page = ROOT / "docs" / "your-space.md"
+    (home / "my_space.yaml").write_text(blocks(page, "yaml")[0])
+    (home / "my_space.py").write_text(blocks(page, "python")[0])
+    for name in ("a", "b"):
+        write_run(home / "runs" / name, confirm_seeds=2)
+    return home
+
+
+def run_search(line: str, home: Path, **more: str) -> None:
+    """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
+
+    A line without --peers runs in process: the private swarm that it would start, test_search has.
+    """
+    trials = 3 if "--trials" in line else 2
+    small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
+    if "--peers" not in line:
+        small += " --backbone local"
+    said = shell(small, home, {"HOME": str(home), **more})
+    (folder,) = re.findall(r"(?m)^Report: +(/.*)/report\.html$", said)
+    run = RunDir(folder)
+    counts = load(run).counts
+    assert sum(counts.values()) == trials
+    assert counts.keys() <= {"finished", "stopped"}
+    assert (run.prompts / "prompts.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def reviews(home: Path) -> Path:
+    """The home with runs/reviews, the finished search that other lines start from."""
+    assert FIRST in SEARCHES
+    run_search(f"{FIRST} --model ~/models/Llama-2-7b-hf --out runs/reviews", home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def peer(home: Path) -> Iterator[str]:
+    """An address of the swarm that the lines of your-swarm.md start, each with one block of two."""
     others, first = (line for line in lines_of("python -m tune_app.serve") if "--listen" in line)
     ready = r"(?m)^blocks \S+  (\S+)$(?s:.*)Ctrl-C ends"
 

@@ -38,8 +38,10 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """The server of this number, from 0: blocks `first_block` to `end_block - 1`, listening on the multiaddress `listen`.
+    """One server, for blocks `first_block` to `end_block - 1`.
 
+    number: from 0
+    listen: multiaddress
     announce: what it tells others instead of `listen`
     identity: file of its private key, which is made where there is none
     """
