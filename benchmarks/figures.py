@@ -44,11 +44,27 @@ def summarise(rows: Rows) -> pd.DataFrame:
 def headline(rows: Rows) -> list[tuple[str, float | None, str]]:
     """(figure, value or None where its runs are missing, aim)."""
     swarm, local = _Part(rows, "throughput", "swarm"), _Part(rows, "throughput", "local")
+    stock = _Part(rows, "throughput", "stock")
     far = _Part([row for row in rows if row["round_trip_ms"]], "latency", "swarm")
     near = _Part([row for row in rows if not row["round_trip_ms"]], "latency", "swarm")
     found: list[tuple[str, Callable[[], float], str]] = [
         ("swarm: E at its best ÷ F, wall time", lambda: swarm.best("ER") / swarm.best("F"), "3.0"),
         ("swarm: E without reuse ÷ F", lambda: swarm.best("E") / swarm.best("F"), "4.9"),
+        (
+            "swarm: E at its best on Petals' own server ÷ F",
+            lambda: stock.best("ER") / swarm.best("F"),
+            "4.5",
+        ),
+        (
+            "swarm: E without reuse on Petals' own server ÷ F",
+            lambda: stock.best("E") / swarm.best("F"),
+            "7",
+        ),
+        (
+            "our server ÷ Petals' own, bare packed loop, seconds",
+            lambda: swarm.best("A") / stock.best("A"),
+            "0.55",
+        ),
         (
             "swarm: E at its best ÷ A (the limit)",
             lambda: swarm.best("ER") / swarm.best("A"),

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.workload import Workload, write_data
 from tune_app.serve.supervisor import private_swarm
 
 PARTS = ("throughput", "memory", "latency", "overhead", "default")
+STOCK = "stock"  # the swarm of Petals' own server
 _RELAY_DELAY_MS = 50.0  # in each direction: a round trip of 100 ms
 # Losses of the same trial in two arms: float32 sums in another order, over some dozens of steps.
 LOSS_TOLERANCE = 2e-3
@@ -63,7 +64,15 @@ class Bench:
         self.runs: list[Run] = []
         self._losses: dict[str, list[float]] = {}
 
-    def run(self, arm: str, workload: Workload, part: str, repeat: int = 0, **about: Any) -> Run:
+    def run(
+        self,
+        arm: str,
+        workload: Workload,
+        part: str,
+        repeat: int = 0,
+        backbone: str | None = None,
+        **about: Any,
+    ) -> Run:
         """One run. Raises ArmsDisagree, or RuntimeError with the arm's own error."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "result.json"
@@ -73,7 +82,7 @@ class Bench:
         self._compare(arm, workload, result["losses"])
         run = Run(
             part,
-            workload.backbone,
+            backbone or workload.backbone,
             arm,
             repeat,
             workload.trials,
@@ -101,13 +110,24 @@ class Bench:
             if not abs(ours - theirs) <= LOSS_TOLERANCE * abs(theirs):
                 raise ArmsDisagree(f"{arm}: trial {number} ends at {ours}, elsewhere at {theirs}")
 
-    def throughput(self, workload: Workload, arms: Sequence[str]) -> None:
-        self.warm_up(workload)
+    def throughput(
+        self, workload: Workload, arms: Sequence[str], stock: Workload | None = None
+    ) -> None:
+        """`stock`: the same on Petals' own server, where plain Ray Tune and the bare loop run, too:
+        what somebody would have without us."""
+        places: list[tuple[str, Workload]] = [(workload.backbone, workload)]
+        if stock is not None:
+            places.append((STOCK, stock))
+        for _, place in places:
+            self.warm_up(place)
+        runs = [
+            (arm, *place) for arm in arms for place in places if arm[0] != "F" or place[0] != STOCK
+        ]
         for repeat in range(self.repeats):
-            order = list(arms)
+            order = list(runs)
             random.Random(repeat).shuffle(order)  # interleaved, in another order each time
-            for arm in order:
-                self.run(arm, workload, "throughput", repeat)
+            for arm, backbone, place in order:
+                self.run(arm, place, "throughput", repeat, backbone)
 
     def warm_up(self, workload: Workload) -> None:
         """A swarm's first requests are slower; not counted."""
@@ -161,10 +181,12 @@ def _timed(command: list[str], watch_memory: bool = False) -> tuple[float, float
 
 
 @contextmanager
-def on_swarm(workload: Workload, delay_ms: float = 0.0) -> Iterator[Workload]:
+def on_swarm(
+    workload: Workload, delay_ms: float = 0.0, *, stock: bool = False
+) -> Iterator[Workload]:
     """The workload on a private swarm of one server, behind a relay if there is a delay."""
     if not delay_ms:
-        with private_swarm(workload.model) as swarm:
+        with private_swarm(workload.model, stock=stock) as swarm:
             yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
         return
     port = free_port()
@@ -195,6 +217,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="such as A8 B1 R4 F16")
     parser.add_argument("--backbones", nargs="+", choices=("swarm", "local"), default=None)
+    parser.add_argument(
+        "--stock-servers",
+        action="store_true",
+        help="the arms A, E and R on Petals' own server, too, in the same run",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--task", choices=("classification", "causal-lm"), default="classification")
     parser.add_argument("--trials", type=int, default=24)
@@ -216,9 +243,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_parts(bench: Bench, workload: Workload, args: argparse.Namespace) -> None:
     backbones, parts = args.backbones or ["swarm", "local"], args.parts
     if "swarm" in backbones:
-        with on_swarm(workload) as near:
+        with ExitStack() as stack:
+            near = stack.enter_context(on_swarm(workload))
             if "throughput" in parts:
-                bench.throughput(near, args.arms)
+                stock = None
+                if args.stock_servers:
+                    stock = stack.enter_context(on_swarm(workload, stock=True))
+                bench.throughput(near, args.arms, stock)
             if "memory" in parts:
                 bench.memory(near)
         if "latency" in parts:

@@ -62,6 +62,17 @@ def test_figures_are_ratios_of_medians() -> None:
     assert (table.loc["F8", ["runs", "seconds", "least", "most"]] == [3, 20.0, 19.0, 50.0]).all()
 
 
+def test_what_petals_own_server_needs_is_told_apart() -> None:
+    rows = [_row("R2", 60.0), _row("A8", 10.0), _row("F8", 20.0)]
+    rows += [
+        _row(arm, seconds) | {"backbone": "stock"} for arm, seconds in (("R2", 80.0), ("A8", 20.0))
+    ]
+    found = {name: value for name, value, _ in figures.headline(rows)}
+    assert found["swarm: E at its best ÷ F, wall time"] == 3.0
+    assert found["swarm: E at its best on Petals' own server ÷ F"] == 4.0
+    assert found["our server ÷ Petals' own, bare packed loop, seconds"] == 0.5
+
+
 def _row(arm: str, seconds: float, **values: float) -> dict:
     run = search_throughput.Run("throughput", "swarm", arm, 0, 24, seconds, seconds)
     return vars(run) | values
