@@ -197,6 +197,7 @@ def swarms(folder: Path) -> Iterator[dict[str, PrivateSwarm]]:
 @pytest.fixture(scope="module")
 def clients(folder: Path, swarms: dict[str, PrivateSwarm]) -> Iterator[dict[str, Any]]:
     """Our client of each swarm, and Petals' own of our server."""
+    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
     from petals import ClientConfig, RemoteSequential
 
     from tune_app.backbones.swarm import SwarmBackbone, _Config
@@ -218,8 +219,10 @@ def clients(folder: Path, swarms: dict[str, PrivateSwarm]) -> Iterator[dict[str,
     yield {name: backbone._sequence for name, backbone in opened.items()} | {"plain": plain}
     for backbone in opened.values():
         backbone.close()
-    plain.sequence_manager.shutdown()
-    plain.sequence_manager.dht.shutdown()
+    manager = plain.sequence_manager
+    manager.shutdown()
+    RemoteExpertWorker.run_coroutine(manager.state.p2p.shutdown())
+    manager.dht.shutdown()
 
 
 def remote_step(sequence: Any, seed: int, *, deep: bool, follows: bool) -> list[torch.Tensor]:
