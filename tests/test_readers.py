@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tune_app.run.search_config import ConfigError
-from tune_app.tasks.readers import class_order, read_texts
+from tune_app.tasks.readers import Reading, class_order, read_texts
 
 FRAME = pd.DataFrame({"text": ['he said "no"', "NA", "two, three"], "label": [1, 0, 1]})
 
@@ -21,7 +21,7 @@ def write(path: Path, content: str) -> str:
 
 def error_of(path: str, **options) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        read_texts(path, **{"labels": "classes", **options})
+        read_texts(path, Reading(**{"labels": "classes", **options}))
     return caught.value.messages
 
 
@@ -35,7 +35,7 @@ def test_all_formats_read_the_same(ending, tmp_path):
     else:
         FRAME.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
     for where in (path, f"file://{path}"):
-        read = read_texts(where, labels="classes")
+        read = read_texts(where, Reading("classes"))
         assert read.texts == list(FRAME.text)
         assert read.labels == ["1", "0", "1"]
         assert read.notes == []
@@ -45,14 +45,14 @@ def test_all_formats_read_the_same(ending, tmp_path):
 def test_plain_text_is_one_stream(ending, tmp_path):
     path = tmp_path / f"book.{ending}"
     path.write_bytes(gzip.compress(b"a\n\nb") if ending == "txt.gz" else b"a\n\nb")
-    read = read_texts(str(path), labels="none")
+    read = read_texts(str(path), Reading("none"))
     assert read.is_stream
     assert read.texts == ["a\n\nb"]
 
 
 def test_headerless_tsv_with_stray_quotes_is_recognised(tmp_path):
     path = write(tmp_path / "sst.tsv", '"fresh and\t1\nso "dull\t0\n"a gem" at last\t1\n')
-    read = read_texts(path, labels="classes")
+    read = read_texts(path, Reading("classes"))
     assert read.texts == ['"fresh and', 'so "dull', '"a gem" at last']
     assert read.labels == ["1", "0", "1"]
     (note,) = read.notes
@@ -73,7 +73,7 @@ def test_headerless_tsv_with_stray_quotes_is_recognised(tmp_path):
 )
 def test_header_is_seen_from_the_first_line(first, header, tmp_path):
     path = write(tmp_path / "data.tsv", f"{first}\nwell done\tpos\nnot at all\tneg\n")
-    read = read_texts(path, labels="classes")
+    read = read_texts(path, Reading("classes"))
     assert len(read.texts) == (2 if header else 3)
 
 
@@ -86,21 +86,21 @@ def test_columns_by_name_and_by_number(text, label, tmp_path):
         frame = {"id": [7, 8], "stars": [4, 5], "remark": ["x y", "z"]}
         columns = {"text_column": text, "label_column": label}
     pd.DataFrame(frame).to_csv(tmp_path / "data.csv", index=False)
-    read = read_texts(str(tmp_path / "data.csv"), labels="classes", **columns)
+    read = read_texts(str(tmp_path / "data.csv"), Reading("classes", **columns))
     assert read.texts == ["x y", "z"]
     assert read.labels == ["4", "5"]
 
 
 def test_two_columns_of_unusual_names_are_told_apart(tmp_path):
     path = write(tmp_path / "data.csv", "verdict,remark\npos,well done\nneg,not at all\n")
-    read = read_texts(path, labels="classes")
+    read = read_texts(path, Reading("classes"))
     assert read.texts == ["well done", "not at all"]
     assert "text is column 'remark', label is column 'verdict'" in read.notes[0]
 
 
 def test_empty_texts_are_dropped_with_their_labels(tmp_path):
     path = write(tmp_path / "data.csv", "text,label\na,x\n,y\n  ,y\nb,z\n")
-    read = read_texts(path, labels="classes")
+    read = read_texts(path, Reading("classes"))
     assert (read.texts, read.labels) == (["a", "b"], ["x", "z"])
     assert read.notes == ["data.csv: 2 empty texts were dropped"]
 
@@ -123,7 +123,7 @@ def test_missing_file_suggests_its_neighbour(tmp_path):
         ("a.csv", b"", "is empty"),
         ("a.csv", b"text,label\n", "no rows"),
         ("a.csv", b"\n\n", "cannot be read as csv"),
-        ("a.csv", b"text,label\n\xff\xfe,x\n", "cannot be read as csv"),
+        ("a.csv", b"text,label\n\xff\xfe,x\n", "is not utf-8 text; give its --encoding"),
         ("a.csv", b"text,label\na,x\nb,y,z,z\n", "cannot be read as csv"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"', "cannot be read as jsonl"),
         ("a.parquet", b"PAR1 not really", "cannot be read as parquet"),

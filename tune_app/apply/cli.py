@@ -168,7 +168,8 @@ def _evaluate(
         if data.fingerprint != prompts.about.data_fingerprint:
             notes.append("the data are not those of the search, so its figures do not compare")
     else:
-        columns = {"text_column": options.text_column, "label_column": options.label_column}
+        names = ("text_column", "label_column", "encoding", "delimiter")
+        columns = {name: vars(options)[name] for name in names}
         rows, notes = load_evaluation_file(
             options.evaluate,
             replace(config, **columns),
@@ -250,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     text.add_argument("--text-column", metavar="TEXT", help="column of the text in that file")
     text.add_argument("--label-column", metavar="TEXT", help="column of the label in that file")
+    for name in ("encoding", "delimiter"):
+        text.add_argument(f"--{name}", metavar="TEXT", help=HELP["data"][name])
     text.add_argument(
         "--max-new-tokens",
         type=int,

@@ -38,12 +38,16 @@ HELP = {
         "text)",
     },
     "data": {
-        "train": "training file: csv, tsv, jsonl, parquet or txt, a path or a URL that pandas "
-        "opens; without one, the built-in text of the task",
+        "train": "training file: csv, tsv, jsonl, json, parquet or txt, a path or a URL that "
+        "pandas opens; without one, the built-in text of the task",
         "valid": "validation file; without one, a tenth of --train",
         "test": "test file, seen by no trial, only by --confirm",
         "text_column": "column of the text in your files",
         "label_column": "column of the label: a class, or for regression a number",
+        "encoding": "of text files: cp1252, utf-16, ...; without it, UTF-8 or what a byte order "
+        "mark says",
+        "delimiter": "between the fields of csv and tsv: one character or tab; without it, from "
+        "the file",
     },
     "model and swarm": {
         "model": "demo, a model's folder, or its name on a hub (organisation/name)",
@@ -63,6 +67,8 @@ HELP = {
         "steps": "optimizer steps of a full trial",
         "batch_size": "rows in a step",
         "max_length": "tokens of text in a row, without the prompt",
+        "eval_rows": "validation rows that trials are compared on: a sample, each class with its "
+        "share",
     },
     "how to search, and how long": {
         "trials": "trials of the search, the documented default among them",

@@ -86,6 +86,9 @@ class SearchConfig:
     test: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    encoding: str | None = None  # None: UTF-8, or what a byte order mark says
+    delimiter: str | None = None  # of csv and tsv; None: from the file
+    eval_rows: int = 128  # validation rows that trials are compared on
     model: str = "demo"
     revision: str | None = None  # of a hub's model: branch, tag or commit; None: its main branch
     backbone: BackboneKind = "swarm"
@@ -196,7 +199,9 @@ def check_search_config(config: SearchConfig) -> list[str]:
 
 
 def _check_numbers(config: SearchConfig) -> list[str]:
-    at_least = dict.fromkeys(("trials", "steps", "batch_size", "prompt_length", "max_length"), 1)
+    at_least = dict.fromkeys(
+        ("trials", "steps", "batch_size", "prompt_length", "max_length", "eval_rows"), 1
+    )
     at_least |= {"concurrency": 1, "hosts": 1, "confirm": 0, "confirm_seeds": 1, "seed": 0}
     at_least |= {"request_tokens": 1, "token_budget": 1, "time_budget": 1}
     return [
@@ -208,6 +213,8 @@ def _check_numbers(config: SearchConfig) -> list[str]:
 
 def _check_data(config: SearchConfig) -> list[str]:
     messages = []
+    if config.delimiter is not None and not re.fullmatch(r".|\t|tab|\\t", config.delimiter):
+        messages.append(f"--delimiter: must be one character or tab, got {config.delimiter!r}.")
     for name in ("train", "valid", "test"):
         source = getattr(config, name)
         if source is None:

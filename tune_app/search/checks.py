@@ -81,6 +81,7 @@ _SAME_IN_A_RUN = (
     "test",
     "text_column",
     "label_column",
+    "eval_rows",
     "model",
     "revision",
     "dtype",

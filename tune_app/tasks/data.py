@@ -85,6 +85,7 @@ class TaskData:
     task: Task
     train: Dataset
     valid: Dataset
+    judged: Dataset  # the validation rows on which trials are compared while they train
     test: Dataset
     class_names: tuple[str, ...]  # by class index; empty where labels are no classes
     notes: list[str]  # what was assumed, dropped or cut: one sentence each, for the user

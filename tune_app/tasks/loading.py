@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -13,83 +12,68 @@ from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.tasks.base import Scale, Task
 from tune_app.tasks.data import Dataset, TaskData
 from tune_app.tasks.known import check_task, task_named
-from tune_app.tasks.readers import Texts, class_order, read_texts
+from tune_app.tasks.readers import Reading, Texts, class_order, read_texts
+from tune_app.tasks.splits import Rows, sample, split_off
 from tune_app.tasks.start_tokens import start_tokens
 from tune_app.tasks.stdlib_text import SPLITS
 from tune_app.tasks.summary import summarise
-
-
-@dataclass
-class _Rows:
-    """One split: token ids by row, and the class name or number of each where it has one."""
-
-    tokens: list[tuple[int, ...]]
-    labels: list[Any] | None
-
-    def keep(self, indices: Iterable[int]) -> _Rows:
-        indices = list(indices)
-        labels = None if self.labels is None else [self.labels[i] for i in indices]
-        return _Rows([self.tokens[i] for i in indices], labels)
+from tune_app.tasks.tokens import Lengths, tokenise
 
 
 def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     """Reads, checks, tokenises and splits what `config` names, or the built-in text of its task.
 
     A row is one text, cut to `max_length` tokens; a plain-text file is one stream of tokens, cut
-    into rows of `max_length`. Splits that are not given are taken from the training rows: a tenth
-    each, chosen by the rows' own hashes, so neither the seed nor their order changes them.
+    into rows of `max_length`. Splits that are not given are taken from the training rows, a tenth
+    each, and trials are compared on a sample of the validation rows: see `splits.py`.
     Raises ConfigError with everything that is wrong with the data.
     """
-    notes: list[str] = []
-    texts = _built_in(config) if config.train is None else read_and_check(config)
-    splits = {
-        split: _tokenise(split, part, config, tokenizer, notes) for split, part in texts.items()
-    }
-    tenth = max(1, len(set(splits["train"].tokens)) // 10)
-    for split in ("valid", "test"):
-        if split not in splits:
-            splits["train"], splits[split] = _split_off(splits["train"], tenth)
-            notes.append(
-                f"no --{split} given: {len(splits[split].tokens)} training rows are taken for it"
-            )
-        elif config.train is None:
-            splits[split] = splits[split].keep(_new_rows(split, splits))
-        elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
-            notes.append(f"{repeated} {split} rows are in {' or '.join(_before(split))} too")
-    empty = [split for split in SPLITS if not splits[split].tokens]
-    if empty:
-        raise ConfigError(
-            [f"no rows are left for {', '.join(empty)}: at least 3 different texts are needed"]
-        )
-    task = task_named(config.task)
+    task, notes = task_named(config.task), list[str]()
+    texts = _built_in(config, task) if config.train is None else read_and_check(config)
+    splits, lengths = {}, Lengths(config.max_length)
+    for split, part in texts.items():
+        notes += part.notes
+        splits[split] = tokenise(part, task, config.max_length, tokenizer, lengths.of(split))
+    notes += lengths.notes()
+    _split(config, task, splits, notes)
+    _check_splits(config, task, splits)
     class_names, scale = _labels(task, splits, texts)
+    notes += _notes_on_labels(task, splits, class_names)
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    train, valid, test = (_dataset(splits[split], class_names, scale, pad_id) for split in SPLITS)
+    judged = sample(splits["valid"], config.eval_rows, task.labels)
+    datasets = {
+        split: dataset(rows, class_names, scale, pad_id)
+        for split, rows in (*splits.items(), ("judged", judged))
+    }
+    if len(judged.tokens) < len(splits["valid"].tokens):
+        notes.append(
+            f"trials are compared on {len(judged.tokens)} of {len(splits['valid'].tokens)} valid "
+            "rows" + (", each class with its share" if class_names else "") + " (--eval-rows)"
+        )
+    train, valid, test = (datasets[split] for split in SPLITS)
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
-    summary = summarise(
-        task, dict(zip(SPLITS, (train, valid, test), strict=True)), class_names, scale
-    )
+    columns = {split: part.columns for split, part in texts.items() if part.columns}
+    summary = summarise(task, datasets, class_names, scale, columns, lengths)
     start = start_tokens(splits["train"].tokens, class_names, config.init_text, tokenizer)
-    return TaskData(task, train, valid, test, class_names, notes, fingerprint, summary, start)
+    return TaskData(
+        task=task,
+        train=train,
+        valid=valid,
+        judged=datasets["judged"],
+        test=test,
+        class_names=class_names,
+        notes=notes,
+        fingerprint=fingerprint,
+        summary=summary,
+        start=start,
+    )
 
 
-def _labels(
-    task: Task, splits: dict[str, _Rows], texts: dict[str, Texts]
-) -> tuple[tuple[str, ...], Scale | None]:
-    """(class names by index, scale of numbers), each where the task has it."""
-    if task.labels == "numbers":
-        numbers = np.array(splits["train"].labels)
-        return (), Scale(float(numbers.mean()), float(numbers.std()) or 1.0)
-    names = {str(label) for part in texts.values() for label in part.labels or []}
-    return class_order(names), None
-
-
-def _built_in(config: SearchConfig) -> dict[str, Texts]:
+def _built_in(config: SearchConfig, task: Task) -> dict[str, Texts]:
     given = [f"--{split}" for split in ("valid", "test") if getattr(config, split) is not None]
     if given:
         raise ConfigError([f"{' and '.join(given)} without --train: give --train too"])
-    task = task_named(config.task)
     if task.built_in is None:
         raise ConfigError(check_task(config))
     return {split: Texts(*rows) for split, rows in task.built_in().items()}
@@ -97,42 +81,34 @@ def _built_in(config: SearchConfig) -> dict[str, Texts]:
 
 def read_and_check(config: SearchConfig) -> dict[str, Texts]:
     """The texts of the user's files by split. Raises ConfigError with all that is wrong."""
-    texts, mistakes = {}, []
+    reading = Reading.of(config, task_named(config.task).labels)
+    texts, mistakes = {}, list[str]()
     for split in SPLITS:
         path = getattr(config, split)
         if path is None:
             continue
         try:
-            texts[split] = read_texts(
-                path,
-                labels=task_named(config.task).labels,
-                text_column=config.text_column,
-                label_column=config.label_column,
-            )
+            texts[split] = read_texts(path, reading)
         except ConfigError as error:
             mistakes += error.messages
     if mistakes:
-        raise ConfigError(mistakes)
+        raise ConfigError(list(dict.fromkeys(mistakes)))
     _check_labels(config, texts)
     return texts
 
 
 def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
-    known = {*map(str, texts["train"].labels or [])}
-    if not known:
+    if texts["train"].labels is None:
         return
-    mistakes, numbers = [], task_named(config.task).labels == "numbers"
+    numbers = task_named(config.task).labels == "numbers"
+    known, mistakes = set(map(str, texts["train"].labels)), list[str]()
     if len(known) == 1:
-        needed = "different labels" if numbers else "classes"
+        needed = "different numbers" if numbers else "classes"
         mistakes.append(f"{config.train}: needs at least two {needed}, got {min(known)!r} only")
-    if numbers and mistakes:
-        raise ConfigError(mistakes)
-    if numbers:
-        return
     for split in ("valid", "test"):
-        strange = (
-            class_order({*map(str, texts[split].labels or [])} - known) if split in texts else ()
-        )
+        if numbers or split not in texts:
+            continue
+        strange = class_order(set(map(str, texts[split].labels or [])) - known)
         if strange:
             mistakes.append(
                 f"{getattr(config, split)}: labels that {config.train} lacks: "
@@ -143,58 +119,96 @@ def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
         raise ConfigError(mistakes)
 
 
-def _tokenise(
-    split: str, part: Texts, config: SearchConfig, tokenizer: Any, notes: list[str]
-) -> _Rows:
-    notes += part.notes
-    limit = config.max_length
-    # verbose: no warning about the model's longest input, since rows are cut right here
-    ids = tokenizer(part.texts, add_special_tokens=True, verbose=False)["input_ids"]
-    if part.is_stream:
-        stream = ids[0]
-        tokens = [tuple(stream[i : i + limit]) for i in range(0, len(stream), limit)]
-    else:
-        tokens = [tuple(row[:limit]) for row in ids]
-        longer = sum(len(row) > limit for row in ids)
-        if longer:
-            notes.append(
-                f"{longer} of {len(ids)} {split} texts are longer than --max-length {limit} "
-                "and were cut"
+def _split(config: SearchConfig, task: Task, splits: dict[str, Rows], notes: list[str]) -> None:
+    """Takes the splits that are not given from the training rows, and keeps the built-in ones
+    apart."""
+    tenth = max(1, len(set(splits["train"].tokens)) // 10)
+    missing = [split for split in ("valid", "test") if split not in splits]
+    for split in ("valid", "test"):
+        if split in missing:
+            later = len(missing) - missing.index(split) - 1
+            splits["train"], splits[split] = split_off(
+                splits["train"], tenth, task.labels, later=later
             )
-    # a language model learns from a row's second token on
-    least = 2 if task_named(config.task).unit == "token" else 1
-    kept = [i for i, row in enumerate(tokens) if len(row) >= least]
-    if len(kept) < len(tokens) and not part.is_stream:
-        notes.append(
-            f"{len(tokens) - len(kept)} {split} texts of fewer than {least} tokens were dropped"
-        )
-    return _Rows(tokens, part.labels).keep(kept)
+            notes.append(
+                f"no --{split} given: {len(splits[split].tokens)} training rows are taken for it"
+            )
+        elif config.train is None:
+            splits[split] = splits[split].keep(_new_rows(split, splits))
+        elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
+            notes.append(f"{repeated} {split} rows are in {' or '.join(_before(split))} too")
+
+
+def _check_splits(config: SearchConfig, task: Task, splits: dict[str, Rows]) -> None:
+    empty = [split for split in SPLITS if not splits[split].tokens]
+    if not empty:
+        return
+    of_a_class = " of one class" if task.labels == "classes" else ""
+    raise ConfigError(
+        f"no rows are left for {', '.join(empty)}: at least 3 different texts{of_a_class} are "
+        f"needed after cutting to {config.max_length} tokens (--max-length)"
+        + _too_many_classes(splits["train"])
+    )
+
+
+def _too_many_classes(train: Rows) -> str:
+    """A remark where the labels look like numbers or names of single rows; else ""."""
+    classes, rows = set(train.labels or []), len(set(train.tokens))
+    if len(classes) <= rows / 2 or len(classes) <= 2:
+        return ""
+    try:
+        numbers = bool([float(name) for name in classes])
+    except ValueError:
+        numbers = False
+    hint = "; for numbers there is --task regression" if numbers else ""
+    return f"; there are {len(classes)} classes for {rows} different rows of train{hint}"
+
+
+def _labels(
+    task: Task, splits: dict[str, Rows], texts: dict[str, Texts]
+) -> tuple[tuple[str, ...], Scale | None]:
+    """(class names by index, scale of numbers), each where the task has it."""
+    if task.labels == "numbers":
+        numbers = np.array(splits["train"].labels)
+        return (), Scale(float(numbers.mean()), float(numbers.std()) or 1.0)
+    names = {str(label) for part in texts.values() for label in part.labels or []}
+    return class_order(names), None
+
+
+def _notes_on_labels(
+    task: Task, splits: dict[str, Rows], class_names: tuple[str, ...]
+) -> list[str]:
+    if not class_names:
+        return []
+    notes = []
+    if remark := _too_many_classes(splits["train"]):
+        notes.append(remark.removeprefix("; "))
+    for split in SPLITS:
+        lacks = [name for name in class_names if name not in set(splits[split].labels or [])]
+        if lacks:
+            more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
+            classes = "class" if len(lacks) == 1 else "classes"
+            notes.append(f"{split} has no row of {classes} {', '.join(map(repr, lacks[:5]))}{more}")
+    labels_of: dict[tuple[int, ...], set[Any]] = defaultdict(set)
+    for row, label in zip(splits["train"].tokens, splits["train"].labels or [], strict=True):
+        labels_of[row].add(label)
+    if several := sum(len(labels) > 1 for labels in labels_of.values()):
+        notes.append(f"{several} different train rows have several labels")
+    return notes
 
 
 def _before(split: str) -> tuple[str, ...]:
     return SPLITS[: SPLITS.index(split)]
 
 
-def _new_rows(split: str, splits: dict[str, _Rows]) -> list[int]:
+def _new_rows(split: str, splits: dict[str, Rows]) -> list[int]:
     """Rows that no split before this one has (different texts may be equal once they are cut)."""
     seen = {row for earlier in _before(split) for row in splits[earlier].tokens}
     return [i for i, row in enumerate(splits[split].tokens) if row not in seen]
 
 
-def _split_off(rows: _Rows, count: int) -> tuple[_Rows, _Rows]:
-    """(the rest, `count` different rows with all their repetitions)."""
-    ranked = sorted(set(rows.tokens), key=lambda row: hashlib.sha256(repr(row).encode()).digest())
-    taken = set(ranked[:count])
-    inside = [row in taken for row in rows.tokens]
-    return (
-        rows.keep(i for i, is_in in enumerate(inside) if not is_in),
-        rows.keep(i for i, is_in in enumerate(inside) if is_in),
-    )
-
-
-def _dataset(
-    rows: _Rows, class_names: tuple[str, ...], scale: Scale | None, pad_id: int
-) -> Dataset:
+def dataset(rows: Rows, class_names: tuple[str, ...], scale: Scale | None, pad_id: int) -> Dataset:
+    """The rows as tensors: classes by index, numbers standardised."""
     labels: list[Any] | None = rows.labels
     if labels is not None and scale is not None:
         labels = [(number - scale.mean) / scale.std for number in labels]

@@ -10,6 +10,7 @@ from tune_app.tasks.base import Scale, Task
 
 if TYPE_CHECKING:
     from tune_app.tasks.data import Dataset
+    from tune_app.tasks.tokens import Lengths
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class DataSummary:
     constant: split, or "judged" -> the task's metric of always giving that answer (the most
         frequent class's accuracy, say); empty where rows have no labels. NaN where it has no value
     scale: how labels that are numbers were standardised
+    columns: split -> which of its columns is what, in words; empty without columns
+    cut: split -> (texts that max_length cut, texts)
+    length_of_a_twentieth: the max_length that would cut a twentieth of the texts; None without any
     """
 
     rows: dict[str, int]
@@ -34,6 +38,9 @@ class DataSummary:
     constant_answer: str = ""
     constant: dict[str, float] = field(default_factory=dict)
     scale: Scale | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    length_of_a_twentieth: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `from_dict` takes, as JSON gives it back."""
@@ -51,15 +58,21 @@ class DataSummary:
         values["class_names"] = tuple(values.get("class_names", ()))
         counts = values.get("class_counts", {})
         values["class_counts"] = {split: tuple(known) for split, known in counts.items()}
+        values["cut"] = {split: tuple(two) for split, two in values.get("cut", {}).items()}
         if values.get("scale") is not None:
             values["scale"] = Scale(**values["scale"])
         return cls(**values)
 
 
 def summarise(
-    task: Task, splits: Mapping[str, Dataset], class_names: tuple[str, ...], scale: Scale | None
+    task: Task,
+    splits: Mapping[str, Dataset],
+    class_names: tuple[str, ...],
+    scale: Scale | None,
+    columns: Mapping[str, str],
+    lengths: Lengths,
 ) -> DataSummary:
-    """The summary of tokenised splits."""
+    """The summary of the tokenised splits and of "judged", the sample of the validation rows."""
     counts: dict[str, tuple[int, ...]] = {}
     constant: dict[str, float] = {}
     train_N, answer = splits["train"].labels_N, ""
@@ -75,11 +88,14 @@ def summarise(
     elif scale is not None:
         answer = f"{scale.mean:.4g}"
     return DataSummary(
-        rows={split: len(rows) for split, rows in splits.items()},
-        judged=len(splits["valid"]),
+        rows={split: len(rows) for split, rows in splits.items() if split != "judged"},
+        judged=len(splits["judged"]),
         class_names=class_names,
         class_counts=counts,
         constant_answer=answer,
         constant=constant,
         scale=scale,
+        columns=dict(columns),
+        cut=lengths.cut,
+        length_of_a_twentieth=lengths.of_a_twentieth,
     )

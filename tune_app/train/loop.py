@@ -17,8 +17,7 @@ from tune_app.tasks.data import Batch, DataOrder, Dataset, TaskData
 from tune_app.train.optim import build_optimizer, build_scheduler, change
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
-# Validation rows that an evaluation during training uses at most; the final test uses all rows.
-EVALUATION_ROWS = 128
+EVALUATION_ROWS = 128  # that are evaluated together
 # A loss this many times the first one has exploded, whatever it does later. A diverged trial counts
 # as just that much: finite, so that the sampler learns from it, and no run that still trains is
 # worse.
@@ -28,7 +27,7 @@ UNKNOWN_LOSS = 10.0
 
 
 def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
-    """The first `most` rows (None: all) of a split, the shortest ones together."""
+    """The first `most` rows (None: all) of a split."""
     rows = len(data) if most is None else min(most, len(data))
     return [
         data.batch(range(start, min(start + batch_size, rows)))
@@ -75,7 +74,7 @@ class TrainingRun:
         looks = any(phase.scheduler == "reduce_lr_on_plateau" for phase in phases)
         if not evaluate_on_the_way and not looks:
             evaluations = evaluations[-1:]
-        valid = evaluation_batches(self.data.valid, EVALUATION_ROWS, EVALUATION_ROWS)
+        valid = evaluation_batches(self.data.judged, EVALUATION_ROWS)
         losses: list[float] = []
         while self.step < self.config.steps:
             self._begin_phase(self.step)

@@ -1,0 +1,223 @@
+"""Files and tables in memory, as a table or as plain text; nothing here knows of columns.
+
+Everything here raises `ConfigError` with what is wrong with the one source.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import pandas as pd
+
+from tune_app.run.search_config import ConfigError, did_you_mean
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+_COMPRESSIONS = {".gz", ".bz2", ".xz", ".zip", ".zst"}
+_QUOTED = r'"(?:[^"]|"")*"'
+_HEAD_BYTES = 65_536  # that encoding and delimiter are told from
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+@runtime_checkable
+class HasToPandas(Protocol):
+    """`datasets.Dataset`, Arrow's tables and many others."""
+
+    def to_pandas(self) -> Any: ...
+
+
+# A path or a URL that pandas opens, or a table in memory.
+Source: TypeAlias = "str | Path | pd.DataFrame | HasToPandas"
+
+
+@dataclass(frozen=True)
+class Table:
+    """frame: header row not taken where `raw` (csv and tsv, all cells str); name: for messages"""
+
+    frame: pd.DataFrame
+    name: str
+    raw: bool
+    notes: list[str]
+
+
+def source_name(source: Source) -> str:
+    """What messages call it."""
+    return str(source) if isinstance(source, str | Path) else "the table"
+
+
+def keep_table(source: Source, file: Path) -> str:
+    """The path or URL that a search can be given for `source`: itself, or for a table in memory
+    `file` (.parquet), where the table is written to, so that every process and a later call have
+    the same rows."""
+    if isinstance(source, str | Path):
+        return str(source)
+    frame = _frame(source)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        frame.to_parquet(file, index=False)
+    except Exception as error:  # pyarrow has many of its own
+        raise ConfigError(
+            f"{file.stem}: the table cannot be saved as parquet, perhaps because a column holds "
+            f"several types: {' '.join(str(error).split())}"
+        ) from error
+    return str(file)
+
+
+def _frame(source: pd.DataFrame | HasToPandas) -> pd.DataFrame:
+    frame = source if isinstance(source, pd.DataFrame) else source.to_pandas()
+    if not isinstance(frame, pd.DataFrame):
+        raise ConfigError(
+            f"the data: to_pandas() of {type(source).__name__} gives {type(frame).__name__}, not a "
+            "DataFrame; for several splits give one of them."
+        )
+    return frame.set_axis([str(column) for column in frame.columns], axis=1)
+
+
+def load(
+    source: Source, *, encoding: str | None = None, delimiter: str | None = None
+) -> Table | str:
+    """The source's table, or the text of a plain-text file.
+
+    encoding: of text files; None: UTF-8, or what a byte order mark says
+    delimiter: of csv and tsv; None: as the ending says, or what alone splits all lines alike
+    """
+    if not isinstance(source, str | Path):
+        return Table(_frame(source), "the table", raw=False, notes=[])
+    path = str(source)
+    suffix = _suffix(path)
+    if suffix not in FORMATS:
+        raise ConfigError(
+            [f"{path}: a data file ends in {', '.join(FORMATS)}, got {suffix or 'no ending'!r}"]
+        )
+    _check_local(path)
+    name, notes = path.rsplit("/", 1)[-1], list[str]()
+    try:
+        if suffix == ".parquet":
+            return Table(pd.read_parquet(path), name, raw=False, notes=notes)
+        text = _text(path, encoding)
+        if suffix == ".txt":
+            return text
+        if suffix in (".jsonl", ".json"):
+            return Table(_objects(path, text), name, raw=False, notes=notes)
+        if delimiter is None and suffix == ".csv":
+            delimiter = _delimiter(text)
+            if delimiter != ",":
+                notes.append(f"{name}: fields are separated by {delimiter!r}")
+        delimiter = "\t" if delimiter in (None, "tab", "\\t") else delimiter
+        # "NA" and "null" are words, not missing values
+        options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+        options |= {"sep": delimiter}
+        if suffix == ".tsv":
+            options["quoting"] = csv.QUOTE_NONE
+        frame = pd.read_csv(io.StringIO(text), **options)
+        return Table(_unquoted(frame) if suffix == ".tsv" else frame, name, raw=True, notes=notes)
+    except ConfigError:
+        raise
+    except Exception as error:  # a URL's file system may raise whatever it likes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError([f"{path}: cannot be read as {suffix[1:]}: {reason}"]) from error
+
+
+def _suffix(path: str) -> str:
+    suffixes = Path(path.split("?")[0] if "://" in path else path).suffixes
+    if suffixes and suffixes[-1].lower() in _COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1].lower() if suffixes else ""
+
+
+def _check_local(path: str) -> None:
+    if "://" in path:
+        return  # only opening it can tell
+    file = Path(path).expanduser()
+    if not file.exists():
+        near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise ConfigError([f"{path}: no such file.{did_you_mean(file.name, near)}"])
+    if not file.is_file():
+        raise ConfigError([f"{path}: is a folder; give the data file itself"])
+    if file.stat().st_size == 0:
+        raise ConfigError([f"{path}: the file is empty"])
+
+
+def _text(path: str, encoding: str | None) -> str:
+    import fsspec  # type: ignore[import-untyped]  # what pandas itself opens URLs with
+
+    local = path if "://" in path else str(Path(path).expanduser())
+    with fsspec.open(local, "rb", compression="infer") as file:
+        content: bytes = file.read()
+    return decoded(path, content, encoding)
+
+
+def decoded(path: str, content: bytes, encoding: str | None = None) -> str:
+    """The bytes of a text file as text. Raises ConfigError where they are not in that encoding,
+    with the flag to give."""
+    if encoding is None:
+        marks = (mark for mark in _MARKS if content.startswith(mark))
+        encoding = _MARKS.get(next(marks, b""), "utf-8")
+    if not (encoding == "utf-8" and b"\0" in content[:_HEAD_BYTES]):
+        try:
+            return content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+        except UnicodeError:
+            pass
+        except LookupError:
+            raise ConfigError(
+                f"--encoding: must be a name such as utf-8, cp1252 or utf-16, got {encoding!r}."
+            ) from None
+    raise ConfigError(
+        f"{path}: is not {encoding} text; give its --encoding: cp1252 for Windows files of western "
+        "Europe, latin-1, utf-16-le, shift_jis, ..."
+    )
+
+
+def _delimiter(text: str) -> str:
+    """What separates the fields of a csv file: a comma, unless only something else is possible."""
+    head = text[:_HEAD_BYTES]
+    if len(head) < len(text):
+        head = head.rpartition("\n")[0]
+
+    def fields(delimiter: str) -> int:
+        """In each line, where all have as many; else 0."""
+        rows = csv.reader(io.StringIO(head), delimiter=delimiter)
+        counts = {len(row) for row in rows if row}
+        return counts.pop() if len(counts) == 1 else 0
+
+    if fields(",") > 1:
+        return ","
+    sure = [delimiter for delimiter in ";\t|" if fields(delimiter) > 1]
+    return sure[0] if len(sure) == 1 else ","
+
+
+def _objects(path: str, text: str) -> pd.DataFrame:
+    """A JSON array of objects, or one object a line."""
+    if text.lstrip().startswith("["):
+        rows, place = json.loads(text), "item {} of the array"
+    else:
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows, place = [], "line {}"
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                if number == 1 and len(lines) > 1 and line.strip() == "{":
+                    raise ConfigError(
+                        f"{path}: holds one JSON object over several lines; give an array of "
+                        "objects, one for each row, or one object a line"
+                    ) from None
+                raise ValueError(f"line {number}: {error}") from None
+    strange = next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
+    if strange is not None:
+        raise ConfigError(f"{path}: {place.format(strange)} is no JSON object, as each row must be")
+    return pd.DataFrame(rows, dtype=object).infer_objects()
+
+
+def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Takes quotes off where they quote whole fields throughout; stray quotes in text stay."""
+    for column in frame:
+        cells = frame[column]
+        opened = cells.str.startswith('"').fillna(False).astype(bool)
+        if opened.any() and cells[opened].str.fullmatch(_QUOTED).all():
+            frame.loc[opened, column] = cells[opened].str[1:-1].str.replace('""', '"')
+    return frame
