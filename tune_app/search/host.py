@@ -54,8 +54,19 @@ class _RunningTrial:
 class TrialHost:
     """Backbone, data and packer of one process. Raises at once what is wrong with any of them."""
 
-    def __init__(self, name: str, config: SearchConfig, model: str, threads: int) -> None:
-        """`threads` is how many of the machine's processors are this host's."""
+    def __init__(
+        self,
+        name: str,
+        config: SearchConfig,
+        model: str,
+        threads: int,
+        *,
+        is_restarted: bool = False,
+    ) -> None:
+        """threads: how many of the machine's processors are this host's
+        is_restarted: this process is started again when it ends, so it does when it cannot reach
+            its swarm any more
+        """
         warnings.simplefilter("ignore")
         # Imported here: the driver refers to this class and does without torch.
         import torch
@@ -65,7 +76,7 @@ class TrialHost:
         from tune_app.tasks.loading import load_task_data
 
         torch.set_num_threads(1)  # the packer's workers have the others
-        self._threads = threads
+        self._threads, self._is_restarted = threads, is_restarted
         self.name, self._config, self._model = name, config, model
         self._data = load_task_data(config, AutoTokenizer.from_pretrained(model))
         self._trials: dict[int, _RunningTrial] = {}
@@ -93,7 +104,7 @@ class TrialHost:
                     self._model,
                     connection,
                     share,
-                    end_with_client=True,  # Ray starts this process again
+                    end_with_client=self._is_restarted,
                 )
                 self._packer = Packer(backbone, self._threads)
                 # Else Python looks through all of torch for garbage, 0.16 s in which no trial runs.

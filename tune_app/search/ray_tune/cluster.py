@@ -214,7 +214,7 @@ def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
             max_restarts=3,
             max_concurrency=_MOST_CALLS,
             scheduling_strategy="SPREAD",
-        ).remote(f"host-{i}", config, str(model), threads)
+        ).remote(f"host-{i}", config, str(model), threads, is_restarted=True)
         for i in range(count)
     ]
 
