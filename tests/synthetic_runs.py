@@ -34,8 +34,12 @@ def write_run(
     gain: float = 1.0,
     ended: bool = True,
     reports: int = 10,
+    looks: bool = True,
+    data: dict[str, Any] | None = None,
 ) -> RunDir:
     """Writes search.yaml and events.jsonl of a search.
+
+    looks: False writes the confirmation as runs of before have it: each of the best with all seeds.
 
     diverge: the share of trials that diverge, by large learning rates where None. gain: how much
     the losses depend on the learning rate (0: the default is as good as any).
@@ -55,6 +59,7 @@ def write_run(
             "task": task,
             "metric": metric,
             "sampled": SAMPLED,
+            "data": data,
         }
     )
     expected: dict[int, float] = {}  # without noise
@@ -90,21 +95,37 @@ def write_run(
         if ended or trial < trials - 2:
             write(_ended(trial, status, reason, clock))
     if confirm_seeds and finals:
-        chosen = [0, *[t for t in sorted(finals, key=finals.__getitem__) if t][:confirm]]
-        number = trials
-        for fresh in range(1, confirm_seeds + 1):
-            shared = 0.02 * generator.standard_normal()  # what a seed does to every config alike
-            for of in chosen:
-                config = configs[of] | {"seed": 1000 + fresh}
-                write({**_started(number, config, "confirm", clock), "of": of})
-                loss = expected[of] + shared + 0.006 * generator.standard_normal()
-                figure = 0.62 - 0.2 * (loss - 1.6) if metric == "accuracy" else math.exp(loss)
-                clock += 3.5
-                report = _report(number, 10 * reports, loss, metric, figure, config, clock)
-                test = {"test_loss": loss + 0.02, f"test_{metric}": figure}
-                write(report | test)
-                write(_ended(number, "finished", "", clock))
-                number += 1
+        best = [t for t in sorted(finals, key=finals.__getitem__) if t][:confirm]
+        number, mean = trials, dict[int, float]()
+
+        def again(of: int, seed: int, shared: float, look: int | None) -> float:
+            nonlocal number, clock
+            config = configs[of] | {"seed": 1000 * seed}
+            event = {**_started(number, config, "confirm", clock), "of": of}
+            write(event if look is None else event | {"look": look})
+            loss = expected[of] + shared + 0.006 * generator.standard_normal()
+            figure = 0.62 - 0.2 * (loss - 1.6) if metric == "accuracy" else math.exp(loss)
+            clock += 3.5
+            report = _report(number, 10 * reports, loss, metric, figure, config, clock)
+            test = {"test_loss": loss + 0.02, f"test_{metric}": figure}
+            write(report | (test if look != 0 else {}))
+            write(_ended(number, "finished", "", clock))
+            number += 1
+            return loss
+
+        def shared() -> float:  # what a seed does to every config alike
+            return 0.02 * float(generator.standard_normal())
+
+        if looks:
+            common = [shared(), shared()]
+            for of in best if len(best) > 1 else []:
+                mean[of] = sum(again(of, i + 1, common[i], 0) for i in range(2)) / 2
+            best = [min(best, key=lambda of: mean.get(of, 0.0))] if best else []
+        for seed in range(3, 3 + confirm_seeds):
+            common = [shared()]
+            look = None if not looks else 1 if seed < 6 else 2
+            for of in [0, *best]:
+                again(of, seed, common[0], look)
     if ended:
         host = {
             "host": "host-0",

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tune_app.models.folder import model_folder
-from tune_app.run.run_dir import kept_state
+from tune_app.run import test_rows
+from tune_app.run.run_dir import kept_state, rows_file
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Update
 from tune_app.search.host import TrialHost
@@ -174,12 +175,28 @@ def test_a_trial_goes_on_from_another_ones_state(host: TrialHost, tmp_path: Path
 
 
 def test_confirmation_judges_once_and_on_the_test_split(host: TrialHost, tmp_path: Path) -> None:
-    updates = train(host, TrialJob(0, SHORT, tmp_path / "test", test=True))[0]
+    folder = tmp_path / "test" / "checkpoint"
+    updates = train(host, TrialJob(0, SHORT, folder, of=7, look=1, test=True))[0]
 
     reports = [update.report for update in updates if update.report]
-    assert [report["step"] for report in reports] == [4]
-    assert reports[0]["test_loss"] > 0
-    assert 0 <= reports[0]["test_accuracy"] <= 1
+    assert [report.step for report in reports] == [4]
+    rows = test_rows.read(rows_file(folder))
+    assert rows is not None
+    assert len(rows) == host.about()["rows"]["test"]
+    assert reports[0].metrics["test_loss"] == pytest.approx(
+        sum(r["loss"] for r in rows) / len(rows)
+    )
+    assert 0 <= reports[0].metrics["test_accuracy"] <= 1
+
+
+def test_what_only_chooses_sees_no_test_row(host: TrialHost, tmp_path: Path) -> None:
+    folder = tmp_path / "choose" / "checkpoint"
+    updates = train(host, TrialJob(0, SHORT, folder, of=7, look=0))[0]
+
+    reports = [update.report for update in updates if update.report]
+    assert [report.step for report in reports] == [4]
+    assert "test_loss" not in reports[0].metrics
+    assert not rows_file(folder).exists()
 
 
 def test_counters_tell_what_was_packed(host: TrialHost, tmp_path: Path) -> None:
@@ -201,17 +218,19 @@ def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_
     reports = [updates[-2].report for updates in train(host, *jobs)]
 
     after = host.counters()
-    assert [report["rows"] for report in reports] == [4 * (2 + i) + 4 * 128 for i in range(3)]
+    assert [report.metrics["rows"] for report in reports] == [
+        4 * (2 + i) + 4 * 128 for i in range(3)
+    ]
     for used, counted in (("rows", "rows"), ("packed_tokens", "tokens")):
-        assert sum(report[used] for report in reports) == after[counted] - before[counted]
+        assert sum(report.metrics[used] for report in reports) == after[counted] - before[counted]
     # A pack that carries rows of three trials counts for each of them.
     packs = after["packs"] - before["packs"]
-    assert max(report["packs"] for report in reports) <= packs
-    assert packs <= sum(report["packs"] for report in reports)
+    assert max(report.metrics["packs"] for report in reports) <= packs
+    assert packs <= sum(report.metrics["packs"] for report in reports)
     for report in reports:
-        assert 0 < report["wait_s"] <= report["seconds"]
-        assert 0 < report["occupancy"] <= 1
-        assert report["requests"] == report["retries"] == 0
+        assert 0 < report.metrics["wait_s"] <= report.seconds
+        assert 0 < report.metrics["occupancy"] <= 1
+        assert report.metrics["requests"] == report.metrics["retries"] == 0
     assert 0 < after["wait_s"] - before["wait_s"] <= sum(report["seconds"] for report in reports)
 
 

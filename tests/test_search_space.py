@@ -146,20 +146,32 @@ def test_first_trials_run_exactly_and_teach_optuna_only_points_of_the_space(tmp_
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     first = space.first_trials(BASE, trial={"lr": 0.05, "scheduler": "cosine"})
-    assert [one.origin for one in first] == ["default", "enqueued", "enqueued"]
+    assert [one.origin for one in first] == ["default", "default", "enqueued", "enqueued"]
     for one in first:
         one.enqueue(study)
     asked = []
-    for _ in range(4):
+    for _ in range(5):
         trial = study.ask()
         constants = space(trial) or {}
         asked.append((space.trial_config({**trial.params, **constants}, BASE), trial.params))
         study.tell(trial, 1.0)
     assert asked[0] == (BASE, {})  # lr 1e-3 lies outside
-    assert asked[1] == (replace(BASE, lr=0.05, scheduler="cosine"), {})  # so does a cosine
-    assert asked[2] == (replace(BASE, lr=0.03), {"lr": 0.03})
-    assert asked[3][0] == replace(BASE, **asked[3][1])
-    assert asked[3][1].keys() == {"lr"}
+    assert asked[1] == (replace(BASE, warmup_steps=10), {})
+    assert asked[2] == (replace(BASE, lr=0.05, scheduler="cosine"), {})  # so does a cosine
+    assert asked[3] == (replace(BASE, lr=0.03), {"lr": 0.03})
+    assert asked[4][0] == replace(BASE, **asked[4][1])
+    assert asked[4][1].keys() == {"lr"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmups"), [(1, [1]), (10, [10, 1]), (60, [60, 6]), (101, [100, 11]), (1000, [100])]
+)
+def test_a_default_that_warms_up_too_long_has_another_one_beside_it(steps, warmups):
+    space, base = load_space("default"), replace(BASE, steps=steps)
+    found = [config.num_warmup_steps() for config in space.baselines(base)]
+    assert found == warmups
+    rest = {replace(config, warmup_steps=0) for config in space.baselines(base)}
+    assert len(rest) == 1
 
 
 def test_default_is_found_in_a_space_of_warmup_ratios(tmp_path):

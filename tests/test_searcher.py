@@ -68,10 +68,11 @@ def test_the_first_trials_come_first_and_then_suggestions(
     for first in space.first_trials(BASE):
         first.enqueue(study)
 
-    jobs: list[TrialJob] = [searcher.suggest(f"id{i}")[JOB] for i in range(5)]
+    jobs: list[TrialJob] = [searcher.suggest(f"id{i}")[JOB] for i in range(6)]
 
-    assert [job.number for job in jobs] == [0, 1, 2, 3, 4]
+    assert [job.number for job in jobs] == [0, 1, 2, 3, 4, 5]
     assert [job.origin for job in jobs] == [
+        "default",
         "default",
         "enqueued",
         "enqueued",
@@ -79,8 +80,8 @@ def test_the_first_trials_come_first_and_then_suggestions(
         "suggested",
     ]
     assert (jobs[0].config.lr, jobs[0].config.scheduler) == (1e-3, "linear")
-    assert (jobs[1].config.lr, jobs[1].config.scheduler) == (0.01, "constant")
-    assert [job.checkpoint for job in jobs] == [RunDir("somewhere").checkpoint(n) for n in range(5)]
+    assert (jobs[2].config.lr, jobs[2].config.scheduler) == (0.01, "constant")
+    assert [job.checkpoint for job in jobs] == [RunDir("somewhere").checkpoint(n) for n in range(6)]
     assert [t.user_attrs["config"] for t in study.trials] == [job.config.to_dict() for job in jobs]
 
 

@@ -27,6 +27,7 @@ from tests.trials import CLASSES
 from tune_app.backbones.local import LocalBackbone
 from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.tasks.data import DataOrder, Dataset
+from tune_app.tasks.objectives import OBJECTIVES
 from tune_app.train import loop as training
 
 DEMO = Path(tune_app.models.demo.__file__).parent / "model"
@@ -154,11 +155,50 @@ def test_test_metrics_use_the_whole_test_split(tiny, tiny_data):
     data = tiny_data["classification"]
     model = make_run(tiny, data, TrialConfig()).model
     expected = model.evaluate([data.test.batch(range(len(data.test)))])
-    metrics = training.test_metrics(model, data)
+    rows: list[dict[str, float]] = []
+    metrics = training.test_metrics(model, data, rows)
     assert metrics == {
         "test_loss": pytest.approx(expected.loss),
         "test_accuracy": pytest.approx(expected.metric["accuracy"]),
+        "test_f1": pytest.approx(expected.metric["f1"]),
     }
+    # Each row alone, in the order of the split; together they are the whole split.
+    alone = model.evaluate([data.test.batch([1])])
+    assert rows[1]["loss"] == pytest.approx(alone.loss, rel=1e-5)
+    names = {name for row in rows for name in row}
+    total = {name: sum(row.get(name, 0) for row in rows) for name in names}
+    for name in data.task.objectives:
+        assert OBJECTIVES[name].figure(total) == pytest.approx(metrics[f"test_{name}"])
+
+
+def test_the_rows_of_a_language_model_add_up_over_tokens(tiny, tiny_data):
+    data = tiny_data["causal-lm"]
+    rows: list[dict[str, float]] = []
+    metrics = training.test_metrics(make_run(tiny, data, TrialConfig()).model, data, rows)
+    total = {name: sum(row[name] for row in rows) for name in ("loss", "targets")}
+    assert len(rows) == len(data.test)
+    for name in data.task.objectives:
+        assert OBJECTIVES[name].figure(total) == pytest.approx(metrics[f"test_{name}"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_minimised_is_the_objective_and_divergence_is_no_better(tiny, tiny_data, name):
+    data = tiny_data["causal-lm" if name == "perplexity" else "classification"]
+    objective, config = OBJECTIVES[name], TrialConfig(steps=2, lr=1e-3)
+    run = make_run(tiny, data, config)
+    run.objective = objective
+    report = reports_of(run)[-1]
+    value = report["eval_loss"] if name == "loss" else report["metrics"][name]
+    assert report["objective"] == pytest.approx(1 - value if objective.higher_is_better else value)
+
+    run = make_run(tiny, data, replace(config, lr=1e6, warmup_steps=0))
+    run.objective = objective
+    run.first_loss = 1e-3  # so that it has exploded
+    worst = reports_of(run)[-1]
+    assert worst["diverged"]
+    assert math.isfinite(worst["objective"])
+    for cost in map(objective.cost, (0.0, 1.0) if objective.higher_is_better else (0.01,)):
+        assert worst["objective"] >= cost
 
 
 def test_gradients_are_clipped_where_asked(tiny, tiny_data):

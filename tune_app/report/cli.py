@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tune_app.report.page.comparison import comparison_page
 from tune_app.report.results import load
-from tune_app.report.write import write_all
+from tune_app.report.summary import files, findings
+from tune_app.report.write import write_files
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError
@@ -39,14 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     width = shutil.get_terminal_size((100, 24)).columns
+    failed = []
     for run in runs:
-        text = write_all(run, width)
-        print(text if len(runs) == 1 else f"Report: {run.report_html}\n", end="")
+        results = load(run)
+        if len(runs) == 1:  # the answer first, whatever can be written
+            print(findings(results, width))
+        failed += write_files(results, width)
+        print(files(results, width) if len(runs) == 1 else f"Report: {run.report_html}\n", end="")
     if len(runs) > 1:
         out = options.out.expanduser().absolute()
-        runs[0].write_atomic(out, comparison_page([load(run) for run in runs]))
-        print(f"Comparison: {out}")
-    return 0
+        try:
+            runs[0].write_atomic(out, comparison_page([load(run) for run in runs]))
+            print(f"Comparison: {out}")
+        except OSError as error:
+            failed.append(f"{out}: {error.strerror or error}")
+    for file in failed:
+        print(f"not written: {file}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _checked(paths: Sequence[str]) -> list[RunDir]:

@@ -12,10 +12,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from tune_app.report.confirmation import confirmation
+from tune_app.report.confirmation import Evidence, confirmation
+from tune_app.run import test_rows
 from tune_app.run.events import RunState, SearchStarted, TrialState
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.tasks.known import TASKS
+from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective, always_the_most_frequent
 from tune_app.tasks.summary import DataSummary
 
 # Best first: a finished trial's loss is final, a stopped one's was given up on.
@@ -27,7 +29,7 @@ _STANDING = {
     Status.INTERRUPTED: 4,
     Status.FAILED: 5,
 }
-_ABOUT = ["trial", "status", "reason", "origin", "of"]
+_ABOUT = ["trial", "status", "reason", "origin", "of", "look"]
 _FINAL = ["step", "train_loss", "eval_loss", "objective"]
 _COST = ["tokens", "seconds"]
 _WHOLE = ["step", "tokens", "rows", "packed_tokens", "packs", "requests", "retries"]
@@ -41,7 +43,8 @@ class Results:
         reason, origin, of (the trial that a confirmation run repeats), every hyperparameter, and
         the figures of the last report (step, losses, metrics, tokens, seconds).
     history: a row for each report, by trial and step.
-    confirm: a row for each confirmed trial, the winner first; `confirmation.py` has the columns.
+    confirm: a row for each confirmed trial, the chosen one first; `confirmation.py` has
+        the columns.
     """
 
     run: RunDir
@@ -51,9 +54,12 @@ class Results:
     trials: pd.DataFrame
     history: pd.DataFrame
     confirm: pd.DataFrame
+    evidence: Evidence | None  # of the chosen config against the baseline, once it was judged
+    chosen: int | None  # the config that the confirmation has chosen, by validation
     task: str
     metric: str  # the task's: "accuracy", say
     data: DataSummary | None  # None in a run that was made before there were any
+    objective: Objective
     study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
     planned: int  # trials asked for, without confirmation runs
@@ -83,20 +89,53 @@ class Results:
         return rows[(rows["status"] == Status.FINISHED) & rows["eval_loss"].notna()]
 
     @property
+    def beside(self) -> str:
+        """What is shown next to the objective: the task's metric, or the loss."""
+        return self.metric if self.objective.name == "loss" else "loss"
+
+    @property
+    def baselines(self) -> list[int]:
+        """The trials that answers may be stated against: the documented default, and in a short
+        run the default with a warmup of a tenth as well. Those that have started."""
+        trials = self.searched
+        mine = (trials["origin"] == "default") | (trials["trial"] == 0)
+        return sorted(int(trial) for trial in trials.loc[mine, "trial"])
+
+    @property
     def default(self) -> pd.Series | None:
-        """Trial 0, the documented default, however it ended; None before it started."""
-        rows = self.trials[self.trials["trial"] == 0]
+        """The baseline that answers are stated against, however it ended: the better one by
+        validation, or the one that was confirmed; None before there is one."""
+        if self.evidence is not None:
+            return self.trial(self.evidence.baseline)
+        rows = self.finished
+        rows = rows[rows["trial"].isin(self.baselines)]
+        if not rows.empty:
+            return rows.iloc[0]
+        return self.trial(0)
+
+    def trial(self, number: int) -> pd.Series | None:
+        """A trial's row."""
+        rows = self.trials[self.trials["trial"] == number]
         return None if rows.empty else rows.iloc[0]
 
     @property
     def best(self) -> pd.Series | None:
-        """The winner of the confirmation, else the lowest final eval_loss; None without either."""
-        if len(self.confirm) > 1:
-            # Candidates that are a seed behind, because the confirmation still runs, must wait.
-            ready = self.confirm[self.confirm["seeds"] == self.confirm["seeds"].max()]
-            if len(ready) > 1:
-                return self.trials[self.trials["trial"] == ready.iloc[0]["trial"]].iloc[0]
+        """What the confirmation has found best by validation, else the search; None without any.
+
+        Of the chosen config and the default it is the one with the lower mean validation cost in
+        the runs that were judged; a config that diverges with some seeds does not win.
+        """
+        if self.evidence is not None:
+            wins = self.evidence.ahead and not self.evidence.diverged
+            return self.trial(self.evidence.trial if wins else self.evidence.baseline)
+        if self.chosen is not None:
+            return self.trial(self.chosen)
         return None if self.finished.empty else self.finished.iloc[0]
+
+    def constants(self, split: str) -> dict[str, float]:
+        """The figures of always giving the answer that is most frequent in training; {} where the
+        task has none, or they are not known."""
+        return _constants(self.data, split)
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -117,17 +156,31 @@ def load(run: RunDir) -> Results:
     metric = search.metric
     if metric not in _metrics():
         metric = next((known for known in _metrics() if known in history), _metrics()[0])
+    settings, data = _settings(run), _data(search)
+    objective = OBJECTIVES.get(str(settings.get("objective")), LOSS)
+    confirmed = confirmation(
+        trials,
+        [t.number for t in ordered if t.origin == "default" or t.number == 0],
+        metric if objective.name == "loss" else "loss",
+        objective=objective,
+        most=settings.get("confirm_seeds"),
+        rows_of=lambda trial: test_rows.read(run.test_rows(trial)),
+        constant=_constants(data, "test").get(objective.name),
+    )
     return Results(
         run=run,
-        settings=_settings(run),
+        settings=settings,
         prompts=_prompts(run),
         configs={t.number: t.config.to_dict() for t in ordered if t.config is not None},
         trials=trials,
         history=history,
-        confirm=confirmation(trials, metric),
+        confirm=confirmed.table,
+        evidence=confirmed.evidence,
+        chosen=confirmed.chosen,
         task=search.task,
         metric=metric,
-        data=_data(search),
+        data=data,
+        objective=objective,
         study=search.study or "tune_app",
         sampled=[name for name in search.sampled if name in trials],
         planned=search.trials,
@@ -156,6 +209,7 @@ def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
             "reason": trial.reason,
             "origin": trial.origin,
             "of": trial.of,
+            "look": trial.look,
         }
         rows.append({**about, **config, **final})
     usual = [*_FINAL, *_metrics(), "test_loss", *(f"test_{metric}" for metric in _metrics())]
@@ -164,17 +218,23 @@ def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
     columns = list(dict.fromkeys([*_ABOUT, *hyperparameters, *known, *_COST, *extra]))
     frame = pd.DataFrame(rows, columns=columns)
     frame["status"] = [Status(status) for status in frame["status"]]
-    frame = _numeric(frame, [*usual, *_COST, *extra], integers=["of", *_WHOLE])
+    frame = _numeric(frame, [*usual, *_COST, *extra], integers=["of", "look", *_WHOLE])
     keys = pd.DataFrame(
         {
             "confirm": frame["origin"] == "confirm",
             "standing": [_STANDING[status] for status in frame["status"]],
-            "loss": frame["eval_loss"],
+            "cost": _costs(frame),
             "trial": frame["trial"],
         }
     )
-    order = keys.sort_values(["confirm", "standing", "loss", "trial"], na_position="last").index
+    order = keys.sort_values(["confirm", "standing", "cost", "trial"], na_position="last").index
     return frame.loc[order].reset_index(drop=True)
+
+
+def _costs(frame: pd.DataFrame) -> pd.Series:
+    """What the search has minimised, by trial; NaN where the loss is no number."""
+    loss = frame["eval_loss"]
+    return frame["objective"].fillna(loss).where(loss.notna()) if "objective" in frame else loss
 
 
 def _history(trials: list[TrialState]) -> pd.DataFrame:
@@ -217,8 +277,15 @@ def _prompts(run: RunDir) -> dict[str, Any]:
 
 
 def _metrics() -> list[str]:
-    """All tasks' metrics, each once."""
-    return list(dict.fromkeys(task.metric for task in TASKS.values()))
+    """All tasks' metrics, each once, the ones that are shown next to the loss first."""
+    shown = [task.metric for task in TASKS.values()]
+    return list(dict.fromkeys([*shown, *(name for name in OBJECTIVES if name != "loss")]))
+
+
+def _constants(data: DataSummary | None, split: str) -> dict[str, float]:
+    if data is None or not data.class_counts.get("train") or not data.class_counts.get(split):
+        return {}
+    return always_the_most_frequent(data.class_counts["train"], data.class_counts[split])
 
 
 def _data(search: SearchStarted) -> DataSummary | None:

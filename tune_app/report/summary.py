@@ -10,9 +10,13 @@ from sqlalchemy import make_url
 
 from tune_app.report.importance import importance, storage_url, why_none
 from tune_app.report.results import Results
+from tune_app.report.verdict import verdict
 from tune_app.report.words import (
     DASH,
+    baseline_name,
+    baselines_in_words,
     changes_in_words,
+    classes_in_words,
     count,
     duration,
     exported,
@@ -21,7 +25,6 @@ from tune_app.report.words import (
     sampled_values,
     signed,
     standing,
-    verdict,
 )
 from tune_app.run.run_dir import Status
 
@@ -32,6 +35,11 @@ _BARS = 20  # characters of the longest importance bar
 
 def summary(results: Results, width: int = 100) -> str:
     """The whole summary as text of at most `width` columns, without colours."""
+    return f"{findings(results, width)}\n{files(results, width)}"
+
+
+def findings(results: Results, width: int = 100) -> str:
+    """What the run has found: all that does not depend on which files could be written."""
     parts = [
         _trials_table(results, width),
         _failures(results, width),
@@ -40,8 +48,13 @@ def summary(results: Results, width: int = 100) -> str:
         _by_scheduler(results),
         _importance(results, width),
         _cost(results, width),
-        _files(results),
     ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def files(results: Results, width: int = 100) -> str:
+    """What there is to open and to run, and the exported prompts' own figures."""
+    parts = [textwrap.fill(exported(results), width), _files(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -113,37 +126,46 @@ def _verdict(results: Results, width: int) -> str:
     found = verdict(results)
     lines = [f"{found.headline}. {found.sentence}"]
     best = results.best
-    if best is not None and best["trial"] != 0 and sampled_values(best, results):
+    if (
+        best is not None
+        and best["trial"] not in results.baselines
+        and sampled_values(best, results)
+    ):
         lines.append(f"Best config: {sampled_values(best, results)}")
         changes = changes_in_words(results.changes(int(best["trial"])))
         lines += [f"  {line}" for line in changes]
-    if exported(results):
-        lines.append(exported(results))
+    lines += [line for line in (baselines_in_words(results), *classes_in_words(results)) if line]
     return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 def _confirmation(results: Results, width: int) -> str:
     if results.confirm.empty:
         return ""
+    name, beside = results.objective.name, results.beside
     rows = [
         [
-            "default" if row.trial == 0 else f"trial {row.trial}",
+            confirmed_name(row.part, row.trial),
             str(row.seeds) + (f" ({row.failed} failed)" if row.failed else ""),
-            number(row.valid, "loss"),
-            number(row.mean, "loss"),
+            number(row.valid, name),
+            number(row.mean, name),
             DASH if pd.isna(row.spread) else f"{row.spread:.3f}",
-            number(row.metric, results.metric),
+            number(row.metric, beside),
             _difference(row.difference, row.low, row.high),
         ]
         for row in results.confirm.itertuples()
     ]
     split = results.confirm["split"].iloc[0]
-    header = ["confirmed", "seeds", "valid loss", f"{split} loss", "±", results.metric]
+    header = ["confirmed", "seeds", f"valid {name}", f"{split} {name}", "±", beside]
     header.append("against the default")
     lines = _table(rows, header, right={2, 3, 4, 5})
     if max(map(len, lines)) > width:  # the metric stands in the sentence above, too
         lines = _table([row[:5] + row[6:] for row in rows], header[:5] + header[6:], {2, 3, 4})
     return "\n".join(line[:width] for line in lines)
+
+
+def confirmed_name(part: str, trial: int) -> str:
+    """A confirmed config in a table."""
+    return baseline_name(trial, short=True) if part == "baseline" else f"trial {trial}"
 
 
 def _difference(mean: float, low: float, high: float) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import yaml
 
 from tune_app.report.importance import importance
@@ -12,14 +15,25 @@ from tune_app.run.run_dir import RunDir
 _OF_THIS_RUN = ("out", "trial")
 
 
+def tables(results: Results) -> dict[Path, Callable[[], str]]:
+    """trials.csv, history.csv, importance.csv and, where a trial has won, best.yaml: the files and
+    what makes their content."""
+    run, best = results.run, results.best
+    made: dict[Path, Callable[[], str]] = {
+        run.trials_csv: lambda: results.trials.to_csv(index=False),
+        run.history_csv: lambda: results.history.to_csv(index=False),
+        run.importance_csv: lambda: importance(results).to_csv(index=False),
+    }
+    if best is not None:
+        made[run.best_yaml] = lambda: best_yaml(results, int(best["trial"]))
+    return made
+
+
 def write_tables(run: RunDir) -> Results:
-    """Writes trials.csv, history.csv, importance.csv and, where a trial has won, best.yaml."""
+    """Writes the tables of a run."""
     results = load(run)
-    run.write_atomic(run.trials_csv, results.trials.to_csv(index=False))
-    run.write_atomic(run.history_csv, results.history.to_csv(index=False))
-    run.write_atomic(run.importance_csv, importance(results).to_csv(index=False))
-    if results.best is not None:
-        run.write_atomic(run.best_yaml, best_yaml(results, int(results.best["trial"])))
+    for path, content in tables(results).items():
+        run.write_atomic(path, content())
     return results
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from tune_app.report.results import Results
-from tune_app.run.run_dir import Status
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-_THREE_DECIMALS = ("loss", "accuracy", "r2")
+_THREE_DECIMALS = ("loss", "accuracy", "f1", "r2")
+# Whole numbers that name something, so they are written without commas everywhere.
+_NAMES = ("trial", "of", "seed")
 # Searched over orders of magnitude, so read as powers of ten.
 LOGARITHMIC = ("lr", "weight_decay", "eps", "lr_end")
 
@@ -30,6 +30,8 @@ def number(value: Any, name: str = "") -> str:
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return "yes" if value else "no"
     value = float(value)
+    if name in _NAMES:
+        return str(int(value))
     if value == 0:
         return "0.000" if name.endswith(_THREE_DECIMALS) else "0"
     if name in LOGARITHMIC or abs(value) < 1e-3 or abs(value) >= 1e7:
@@ -86,11 +88,65 @@ def state(results: Results) -> str:
     return "cut off" if len(results.trials) else "not started"
 
 
-def figures(row: pd.Series, metric: str) -> str:
-    """`loss 1.742, accuracy 0.413` of a trial's last report."""
-    text = f"loss {number(row['eval_loss'], 'loss')}"
-    value = row.get(metric)
-    return text if value is None or pd.isna(value) else f"{text}, {metric} {number(value, metric)}"
+def figures(row: pd.Series, results: Results) -> str:
+    """`loss 1.742, accuracy 0.413` of a trial's last report, the objective first."""
+    names = (results.objective.name, results.beside)
+    values = {name: row.get("eval_loss" if name == "loss" else name) for name in names}
+    return ", ".join(
+        f"{name} {number(value, name)}"
+        for name, value in values.items()
+        if name == results.objective.name or pd.notna(value)
+    )
+
+
+def baseline_name(trial: int, *, short: bool = False) -> str:
+    """What a trial that answers are stated against is called; `short` in tables."""
+    if short:
+        return "default" if trial == 0 else "default, warmup 1/10"
+    return "documented default" if trial == 0 else "default with a tenth of warmup"
+
+
+def baselines_in_words(results: Results) -> str:
+    """Both baselines' figures in the search, where there are two; "" otherwise."""
+    default = results.default
+    if len(results.baselines) < 2 or default is None:
+        return ""
+    said = []
+    for trial in results.baselines:
+        row = results.trial(trial)
+        assert row is not None  # it is one of the run's trials
+        reached = figures(row, results) if pd.notna(row["eval_loss"]) else str(row["status"])
+        said.append(f"the {baseline_name(trial)} {reached}")
+    return (
+        f"In the search (validation, one seed): {'; '.join(said)}. The answer is stated against "
+        f"trial {default['trial']}."
+    )
+
+
+_MOST_CLASSES = 8
+
+
+def classes_in_words(results: Results) -> list[str]:
+    """How many rows the classes have, and what naming the most frequent one reaches, a sentence
+    each; [] for tasks without classes and for runs that did not count them."""
+    data = results.data
+    if data is None or not data.class_counts:
+        return []
+    train = dict(zip(data.class_names, data.class_counts["train"], strict=True))
+    ranked = sorted(train.items(), key=lambda entry: -entry[1])
+    said = ", ".join(f"{name} {rows:,}" for name, rows in ranked[:_MOST_CLASSES])
+    more = len(ranked) - _MOST_CLASSES
+    lines = [f"Training rows by class: {said}{f', and {more} more classes' if more > 0 else ''}."]
+    split = "test" if results.evidence is not None else "valid"
+    constant = results.constants(split)
+    if constant:
+        lines.append(
+            f"Always naming the most frequent class ({data.constant_answer}): "
+            f"{'test' if split == 'test' else 'validation'} loss "
+            f"{number(constant['loss'], 'loss')}, accuracy "
+            f"{number(constant['accuracy'], 'accuracy')}."
+        )
+    return lines
 
 
 def sampled_values(row: pd.Series, results: Results) -> str:
@@ -134,121 +190,6 @@ def changes_in_words(changes: Iterable[Sequence[Any]]) -> list[str]:
     return [f"{when}: {what}" for when, what in changes_by_step(changes)]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the best config is better than the documented default.
-
-    proven: a confirmation's 95 % interval lies below zero. likely: lower in the search, where each
-    config had one seed. no: not better, by either. open: nothing to compare yet.
-    """
-
-    kind: Literal["proven", "likely", "no", "open"]
-    headline: str
-    sentence: str
-
-
-def verdict(results: Results) -> Verdict:
-    """The answer of the run in one plain sentence."""
-    best, default = results.best, results.default
-    if best is None:
-        return _nothing_finished(results)
-    if len(results.confirm) > 1:
-        confirmed = _confirmed(results, int(best["trial"]))
-        if confirmed is not None:
-            return confirmed
-    is_default = best["trial"] == 0
-    others = len(results.finished) - 1
-    if is_default and others == 0:
-        return Verdict(
-            "open",
-            "Only the documented default has finished",
-            f"It reaches {figures(best, results.metric)}; there is nothing to compare it with yet.",
-        )
-    if is_default:
-        return Verdict(
-            "no",
-            "No better than the default",
-            f"The documented default reaches {figures(best, results.metric)}; "
-            f"none of {plural(others, 'other finished trial')} did better.",
-        )
-    trial = f"Trial {best['trial']}"
-    if default is None or default["status"] != Status.FINISHED or pd.isna(default["eval_loss"]):
-        state = "has not run" if default is None else f"is {default['status']}"
-        if default is not None and default["status"] in (Status.DIVERGED, Status.FAILED):
-            state = str(default["status"])
-        return Verdict(
-            "open",
-            f"{trial} is best so far" if results.running else f"{trial} is best",
-            f"{trial} reaches {figures(best, results.metric)}; "
-            f"the documented default {state}, so there is no figure to compare with.",
-        )
-    difference = best["eval_loss"] - default["eval_loss"]
-    share = abs(difference) / abs(default["eval_loss"]) if default["eval_loss"] else 0.0
-    return Verdict(
-        "likely",
-        f"{trial} is ahead of the default",
-        f"{trial} reaches {figures(best, results.metric)} on the validation split, the documented "
-        f"default {figures(default, results.metric)}: {signed(difference)} ({share:.1%} lower). "
-        "Each had one seed, so part of it may be luck.",
-    )
-
-
-def _nothing_finished(results: Results) -> Verdict:
-    if results.searched.empty:
-        text = "No trial has started yet." if results.running else "No trial was started."
-        return Verdict("open", "No results yet" if results.running else "No results", text)
-    open_trials = results.counts.get(Status.RUNNING, 0)
-    headline = "No trial has finished yet" if open_trials else "No trial finished"
-    return Verdict(
-        "open", headline, f"Of {plural(len(results.searched), 'trial')}: {standing(results)}."
-    )
-
-
-def _confirmed(results: Results, best: int) -> Verdict | None:
-    """The verdict of the confirmation; None while the default or the winner lacks finished runs."""
-    rows = results.confirm.set_index("trial")
-    if best not in rows.index or rows.loc[best, "seeds"] == 0:
-        return None
-    row = rows.loc[best]
-    seeds, split = plural(int(row["seeds"]), "fresh seed"), row["split"]
-    reached = (
-        f"on the {split} split it reaches a mean loss of {with_spread(row['mean'], row['spread'])}"
-    )
-    if pd.notna(row["metric"]):
-        reached += f" ({results.metric} {number(row['metric'], results.metric)})"
-    if best == 0:
-        return Verdict(
-            "no",
-            "No better than the default",
-            f"Trained again with {seeds}, the documented default has a lower validation loss than "
-            f"{plural(len(rows) - 1, 'other config')}; {reached}.",
-        )
-    if row["pairs"] == 0:
-        return None
-    default = rows.loc[0]
-    compared = (
-        f"Trained again with {seeds}, trial {best} has the lowest validation loss; {reached}, the "
-        f"documented default {with_spread(default['mean'], default['spread'])}: "
-        f"a paired difference of {signed(row['difference'])}"
-    )
-    if row["difference"] >= 0:
-        return Verdict("no", "No better than the default", f"{compared}.")
-    if pd.isna(row["high"]):
-        return Verdict(
-            "likely",
-            f"Trial {best} is ahead of the default",
-            f"{compared}. One pair of runs is too few to tell it from luck.",
-        )
-    compared += f" (95% interval {signed(row['low'])} to {signed(row['high'])})"
-    if row["high"] < 0:
-        return Verdict("proven", f"Trial {best} is better than the default", f"{compared}.")
-    return Verdict(
-        "no",
-        "No better than the default",
-        f"{compared}, which {plural(int(row['pairs']), 'pair')} of runs cannot tell from luck.",
-    )
-
-
-def with_spread(mean: float, spread: float) -> str:
+def with_spread(mean: float, spread: float, name: str = "loss") -> str:
     """`1.893 ± 0.029` of a loss over the seeds; the mean alone where there was one seed."""
-    return number(mean, "loss") + ("" if pd.isna(spread) else f" ± {spread:.3f}")
+    return number(mean, name) + ("" if pd.isna(spread) else f" ± {spread:.3f}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from tune_app.report.page.page import write_report
+from tune_app.report.page.page import report_page
+from tune_app.report.results import Results, load
 from tune_app.report.summary import summary
-from tune_app.report.tables import write_tables
+from tune_app.report.tables import tables
 from tune_app.run.events import TrialEnded, read
 from tune_app.run.run_dir import RunDir
 
@@ -18,13 +19,41 @@ _REFRESH_S = 10.0
 _REFRESH_SHARE = 0.03  # of the search's time that goes into it at most
 
 
+class NotWritten(OSError):
+    """Some files could not be written; all others were. `files` names each with the reason."""
+
+    def __init__(self, files: list[str]) -> None:
+        super().__init__("; ".join(files))
+        self.files = files
+
+
+def write_files(results: Results, width: int = 100) -> list[str]:
+    """Writes the tables, summary.txt and report.html, each on its own.
+
+    Returns those that could not be written, with the reason.
+    """
+    made = tables(results) | {
+        results.run.report_html: lambda: report_page(results),
+        results.run.summary_txt: lambda: summary(results, width),
+    }
+    failed = []
+    for path, content in made.items():
+        try:
+            results.run.write_atomic(path, content())
+        except OSError as error:
+            failed.append(f"{path.name}: {error.strerror or error}")
+    return failed
+
+
 def write_all(run: RunDir, width: int = 100) -> str:
-    """Writes the tables, summary.txt and report.html of a run; returns the summary."""
-    results = write_tables(run)
-    write_report(run)
-    text = summary(results, width)
-    run.write_atomic(run.summary_txt, text)
-    return text
+    """Writes all that is made from a run's events; returns the summary.
+
+    Raises NotWritten, after all others are written, with the files that could not be.
+    """
+    results = load(run)
+    if failed := write_files(results, width):
+        raise NotWritten(failed)
+    return summary(results, width)
 
 
 @contextmanager
@@ -40,7 +69,8 @@ def kept_fresh(run: RunDir) -> Iterator[None]:
             if finished != seen:
                 seen = finished
                 began = time.monotonic()
-                write_all(run)
+                with suppress(OSError):  # a full disk, say: the end of the search tells it
+                    write_all(run)
                 took = time.monotonic() - began
 
     thread = threading.Thread(target=follow, name="report", daemon=True)

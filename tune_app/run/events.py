@@ -110,17 +110,23 @@ class TrialEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted(TrialEvent):
-    """A trial begins, or begins again in another command; `of` is the trial that a confirmation
-    run repeats."""
+    """A trial begins, or begins again in another command.
+
+    of: the trial that a confirmation run repeats
+    look: of a confirmation run: 0 where it helps to choose, else the number of the look that it is
+        for; None in runs of before there were looks
+    """
 
     kind = "trial_started"
     origin: str = "suggested"
     config: TrialConfig = field(default_factory=TrialConfig)
     of: int | None = None
+    look: int | None = None
 
     def _written(self, values: dict[str, Any]) -> dict[str, Any]:
-        of = {} if self.of is None else {"of": self.of}
-        return {"trial": self.trial, "origin": self.origin, "config": self.config.to_dict()} | of
+        more = {"of": self.of, "look": self.look}
+        more = {name: value for name, value in more.items() if value is not None}
+        return {"trial": self.trial, "origin": self.origin, "config": self.config.to_dict()} | more
 
     @classmethod
     def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,6 +286,10 @@ class TrialState:
         return None if self.started is None else self.started.of
 
     @property
+    def look(self) -> int | None:
+        return None if self.started is None else self.started.look
+
+    @property
     def origin(self) -> str:
         return "suggested" if self.started is None else self.started.origin
 
@@ -291,6 +301,13 @@ class TrialState:
     def loss(self) -> float:
         """The last reported eval_loss, NaN without one."""
         return math.nan if self.last is None else self.last.eval_loss
+
+    @property
+    def cost(self) -> float:
+        """What the search minimises; the loss in runs that did not say it."""
+        if self.last is None or math.isnan(self.last.objective):
+            return self.loss
+        return self.last.objective
 
     @property
     def step(self) -> int:

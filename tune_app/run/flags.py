@@ -79,8 +79,12 @@ HELP = {
         "prior": "off: ignore the space's priors, which say where good values are expected",
         "scheduler": "Ray Tune's trial scheduler, which stops bad trials early; pbt changes all "
         "trials while they train, together",
-        "confirm": "best configs that are trained again in full and judged on the test split",
-        "confirm_seeds": "fresh seeds for each of them",
+        "objective": "what is optimised, and decides the answer: loss; accuracy or f1 (macro) of a "
+        "classification; perplexity of causal-lm",
+        "confirm": "best configs that are trained again with fresh seeds; the best of them by "
+        "validation is judged against the default on the test split",
+        "confirm_seeds": "further seeds that judge: 3, and where those do not decide, up to this "
+        "many",
         "seed": "seed of the suggestions, the data order and the prompts",
     },
     "the run": {

@@ -68,6 +68,10 @@ class RunDir:
         """The folder of a trial's latest checkpoint."""
         return self.path / "trials" / str(trial) / "checkpoint"
 
+    def test_rows(self, trial: int) -> Path:
+        """What a confirmation run has answered on each test row: `test_rows.py`."""
+        return rows_file(self.checkpoint(trial))
+
     def create(self) -> RunDir:
         """Makes the folder, and its parents, where they are missing."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -160,6 +164,11 @@ class RunDir:
         except OSError:
             return True
         return False
+
+
+def rows_file(checkpoint: Path) -> Path:
+    """The test rows of the run that has its checkpoint there."""
+    return checkpoint.parent / "test_rows.npz"
 
 
 def kept_state(checkpoint: Path, step: int) -> Path:

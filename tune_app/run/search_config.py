@@ -41,6 +41,9 @@ PriorUse = Literal["on", "off"]
 # best.yaml and search.yaml start a new run in a new folder when they are given to --config.
 ONE_CALL_ONLY = ("out", "resume", "allow_changed_space", "dry_run")
 
+# Fresh seeds of one config that its runs' numbers have room for, less those that choose.
+MOST_CONFIRM_SEEDS = 96
+
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_TOKENS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
@@ -114,8 +117,9 @@ class SearchConfig:
     prior: PriorUse = field(default="on", metadata={"parse": parse_prior_use})  # of the space
     time_budget: float | None = field(default=None, metadata={"parse": parse_duration_s})  # seconds
     token_budget: int | None = field(default=None, metadata={"parse": parse_token_count})
-    confirm: int = 3  # the best configs that are trained again and judged on the test split
-    confirm_seeds: int = 3
+    objective: str = "loss"  # tasks/objectives.py has them; the task says which it knows
+    confirm: int = 3  # the best configs, of which one is chosen with fresh seeds and judged
+    confirm_seeds: int = 6  # that the best and the default are judged with at most
     resume: Path | None = None
     allow_changed_space: bool = False
     storage: str | None = None  # None: the study is kept in the run's folder
@@ -204,11 +208,16 @@ def _check_numbers(config: SearchConfig) -> list[str]:
     )
     at_least |= {"concurrency": 1, "hosts": 1, "confirm": 0, "confirm_seeds": 1, "seed": 0}
     at_least |= {"request_tokens": 1, "token_budget": 1, "time_budget": 1}
-    return [
+    messages = [
         f"--{name.replace('_', '-')}: must be {least} or more, got {getattr(config, name)}."
         for name, least in at_least.items()
         if getattr(config, name) is not None and getattr(config, name) < least
     ]
+    if config.confirm_seeds > MOST_CONFIRM_SEEDS:
+        messages.append(
+            f"--confirm-seeds: must be {MOST_CONFIRM_SEEDS} or less, got {config.confirm_seeds}."
+        )
+    return messages
 
 
 def _check_data(config: SearchConfig) -> list[str]:

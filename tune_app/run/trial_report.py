@@ -74,7 +74,7 @@ class Report:
 
     train_loss: nats, mean over the steps since the last report
     eval_loss: mean over rows or tokens, as the task measures it
-    objective: eval_loss, or a finite penalty where the trial diverged
+    objective: what is minimised (`tasks/objectives.py`); finite where the trial diverged
     learning_rate: what the last step used
     tokens: through the backbone in training so far, prompts included, padding not
     seconds: of training so far, evaluations included

@@ -106,6 +106,11 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
         if getattr(before, name) != getattr(config, name)
     ]
     population = _check_same_population(before, config)
+    if before.objective != config.objective:
+        population.append(
+            f"--objective: the study holds {before.objective}, now {config.objective}; start a new "
+            "run with another --out."
+        )
     old_space = load_space(str(run.space_yaml)).within(before)
     messages += [f"--space: {change}." for change in old_space.difference(space)]
     if config.allow_changed_space:

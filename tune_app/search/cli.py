@@ -10,10 +10,12 @@ from datetime import datetime
 from pathlib import Path
 
 from tune_app.report.results import load
-from tune_app.report.write import write_all
+from tune_app.report.summary import files, findings
+from tune_app.report.verdict import verdict
+from tune_app.report.write import write_files
 from tune_app.run.flags import parse_search_args
 from tune_app.run.output import forgiving_output
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.dry_run import dry_run
@@ -27,8 +29,9 @@ from tune_app.study.storage import check_study
 
 @forgiving_output()
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 when the search has shown results; 1 where no trial could be trained, or none
-    any longer; 2 for a user's mistake; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """Exit code: 0 when the search has an answer, whatever it is; 1 where no trial has finished,
+    none can be trained any longer, or a file could not be written; 2 for a user's mistake; 130
+    after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     try:
         config = parse_search_args(argv)
         space = check_everything(config)
@@ -49,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
     """Runs or resumes the search in `run`, confirms its best, and shows what it found."""
-    from tune_app.apply.export import export_best  # a second, which a mistake need not wait for
 
     live, ending = LiveView(config, run), Ending(config)
 
@@ -69,15 +71,36 @@ def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
         interruptible(ending, live.say),
     ):
         whole_search(config, space, run, executor, live, ending)
-    export_best(run)
-    print(write_all(run, width=_terminal_width()), end="")
+    code = show_results(run)
     if ending.exit_code == 1:
         print(
             f"The search ended because nothing can train any more: {ending.reason}\n"
             f"Once that is mended: {_resume(run)}",
             file=sys.stderr,
         )
-    return ending.exit_code or int(set(load(run).counts) == {Status.FAILED})
+    return ending.exit_code or code
+
+
+def show_results(run: RunDir) -> int:
+    """Prints what was found, then writes every file on its own: a full disk loses no answer.
+
+    Returns 1 where no trial has finished, or a file could not be written, else 0.
+    """
+    from tune_app.apply.export import export_best  # torch
+
+    width, results = _terminal_width(), load(run)
+    print(findings(results, width), flush=True)
+    failed = []
+    try:
+        export_best(run)
+    except Exception as error:  # of torch, safetensors and the file system, and none may stop this
+        failed.append(f"{run.prompts.name}: {error}")
+    results = load(run)
+    failed += write_files(results, width)
+    print(files(results, width), end="", flush=True)
+    for file in failed:
+        print(f"not written: {file}", file=sys.stderr)
+    return max(verdict(results).exit_code, int(bool(failed)))
 
 
 def _resume(run: RunDir) -> str:

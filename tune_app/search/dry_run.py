@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tune_app.report.confirmation import CHOOSING_SEEDS
+from tune_app.report.evidence import next_look
 from tune_app.report.words import count, duration, number
 from tune_app.run.search_config import SearchConfig
 from tune_app.study.space import SearchSpace
@@ -40,17 +42,21 @@ def dry_run(config: SearchConfig, space: SearchSpace) -> str:
 def _cost(config: SearchConfig) -> list[str]:
     row_tokens = config.prompt_length + config.max_length
     trial_tokens = config.steps * config.batch_size * row_tokens
-    confirmations = (config.confirm + 1) * config.confirm_seeds if config.confirm else 0
+    choosing = CHOOSING_SEEDS * config.confirm if config.confirm > 1 else 0
+    least, most = (
+        choosing + 2 * seeds for seeds in (next_look(0, config.confirm_seeds), config.confirm_seeds)
+    )
     lines = [
         f"The search: {config.trials} trials of at most {config.steps} steps of "
         f"{config.batch_size} rows, {row_tokens} tokens each at most:",
         f"  at most {count(config.trials * trial_tokens)} tokens for training"
         + _STOPS.get(config.scheduler, f"; {config.scheduler} stops bad trials earlier"),
     ]
-    if confirmations:
+    if config.confirm:
+        runs = f"{least}" if least == most else f"{least} to {most}"
         lines.append(
-            f"  and {confirmations} runs that confirm the best {config.confirm} and the default "
-            f"with {config.confirm_seeds} seeds: at most {count(confirmations * trial_tokens)}"
+            f"  and {runs} runs that confirm the best {config.confirm} against the default with "
+            f"fresh seeds: at most {count(most * trial_tokens)}"
         )
     if config.time_budget is not None:
         lines.append(f"  it ends after {duration(config.time_budget)} in any case")

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_app.backbones.opening import open_backbone
-from tune_app.run.run_dir import RunDir, kept_state
+from tune_app.run import test_rows
+from tune_app.run.run_dir import RunDir, kept_state, rows_file
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report, Update
 from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection
+from tune_app.tasks.objectives import OBJECTIVES
 
 if TYPE_CHECKING:  # they import torch
     from tune_app.backbones.packer import Packer
@@ -234,7 +236,8 @@ class TrialHost:
         model = PromptTunedModel(
             trial.packer.backbone, run_request, data.task, data.outputs, job.config, data.start
         )
-        run = TrainingRun(model, data, job.config)
+        objective = OBJECTIVES[self._config.objective]
+        run = TrainingRun(model, data, job.config, objective)
         file = job.checkpoint / "state.pt"
         own = file.read_bytes() if file.is_file() else None
         if job.begin is not None and (own is None or not is_of(own, job.config)):
@@ -251,14 +254,16 @@ class TrialHost:
                 keep_state(job.checkpoint, report.step, run.state())
             RunDir(file.parent).write_atomic(file, run.state())
             if job.test and last:
-                metrics = {**report.metrics, **test_metrics(model, data)}
+                rows: list[dict[str, float]] = []
+                metrics = {**report.metrics, **test_metrics(model, data, rows)}
                 report = replace(report, metrics=metrics)
+                RunDir(file.parent).write_atomic(rows_file(job.checkpoint), test_rows.packed(rows))
             trial.go_on.clear()
             send(Update(report=report))
             if waits:
                 trial.go_on.wait()
 
-        run.train(report, evaluate_on_the_way=not job.test)
+        run.train(report, evaluate_on_the_way=job.of is None)
 
 
 def keep_state(checkpoint: Path, step: int, state: bytes) -> None:

@@ -165,8 +165,7 @@ class LiveView:
     def _name(self, trial: TrialState) -> str:
         if trial.of is None:
             return f"trial {trial.number}"
-        seed, seeds = seed_index_of(trial.number), self._config.confirm_seeds
-        return f"confirming {_confirmed(trial.of)}, seed {seed} of {seeds}"
+        return f"confirming {_confirmed(trial.of)}, seed {seed_index_of(trial.number)}"
 
     def _figures(self, trial: TrialState) -> str:
         search = self._progress.run.search
@@ -202,7 +201,7 @@ class LiveView:
             lines.add_row("confirm", self._bar(len(progress.confirmed), progress.confirmations))
             for of in dict.fromkeys(trial.of for trial in progress.running):
                 seeds = sorted(seed_index_of(t.number) for t in progress.running if t.of == of)
-                text = ", ".join(map(str, seeds)) + f" of {self._config.confirm_seeds}"
+                text = ", ".join(map(str, seeds))
                 lines.add_row("", f"{_confirmed(of)}, seed{'s' * (len(seeds) > 1)} {text}")
         else:
             lines.add_row("trials", self._bar(progress.ended, self._config.trials))

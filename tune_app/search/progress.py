@@ -40,6 +40,7 @@ class Progress:
         self._confirming_since: float | None = None
         self._steps_before = 0  # done by earlier commands
         self._search_rate: float | None = None
+        self._expected = 0  # runs of the confirmation's present step
 
     def replay(self, events: Iterable[Event]) -> None:
         """What earlier commands have done in the same run directory; what they left is not going
@@ -49,9 +50,10 @@ class Progress:
         self._steps_before, self._first_started = self._steps_done(), None
 
     def expect(self, runs: int) -> None:
-        """The confirmation begins, with so many runs still to come."""
-        self._search_rate = self._rate()
-        self._confirming_since = self._clock()
+        """A step of the confirmation begins, with this many runs to come."""
+        if self._confirming_since is None:
+            self._search_rate = self._rate()
+        self._confirming_since, self._expected = self._clock(), runs
         self.confirmations = runs + len(self.confirmed)
 
     def listen(self, event: Event) -> TrialState | None:
@@ -90,13 +92,13 @@ class Progress:
 
     @property
     def best(self) -> TrialState | None:
-        """The finished trial with the lowest loss."""
+        """The finished trial with the lowest cost, whatever is optimised."""
         finished = [
             trial
             for trial in self.searched
             if trial.status == Status.FINISHED and math.isfinite(trial.loss)
         ]
-        return min(finished, key=lambda trial: trial.loss, default=None)
+        return min(finished, key=lambda trial: trial.cost, default=None)
 
     @property
     def rungs(self) -> list[Rung]:
@@ -126,7 +128,7 @@ class Progress:
             if not self._search_rate:
                 return None
             # These report only at their end, so the search's own pace has to do.
-            all_s = self.confirmations * self.config.steps / self._search_rate
+            all_s = self._expected * self.config.steps / self._search_rate
             left = all_s - (self._clock() - self._confirming_since)
             return max(left, 0.0) if self.confirmations > len(self.confirmed) else 0.0
         rate = self._rate()

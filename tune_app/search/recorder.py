@@ -21,7 +21,9 @@ class Recorder:
 
     def started(self, job: TrialJob) -> None:
         self.log.record(
-            TrialStarted(trial=job.number, origin=job.origin, config=job.config, of=job.of)
+            TrialStarted(
+                trial=job.number, origin=job.origin, config=job.config, of=job.of, look=job.look
+            )
         )
 
     def reported(self, job: TrialJob, report: Report) -> None:

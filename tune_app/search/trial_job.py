@@ -51,7 +51,8 @@ class TrialJob:
     checkpoint: folder where its state is saved, and found again after an interruption
     origin: "default", "enqueued", "suggested" or "confirm"
     of: the trial that a confirmation run repeats
-    test: evaluate once, at the end, and on the whole test split too (confirmation)
+    look: of a confirmation run: 0 where it chooses, else the number of the look that it is for
+    test: evaluate on the whole test split too, at the end (confirmation runs that judge)
     population: part of a population: after each report the trial waits until the next one is asked
         for, and its state is saved, so that other trials can be cloned from it
     begin: the state to start from, used until this trial has saved one of its own by this config
@@ -62,9 +63,15 @@ class TrialJob:
     checkpoint: Path
     origin: str = "suggested"
     of: int | None = None
+    look: int | None = None
     test: bool = False
     population: bool = False
     begin: Path | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether answers may be stated against it, so that nothing ends or changes it early."""
+        return self.number == 0 or self.origin == "default"
 
     @property
     def name(self) -> str:

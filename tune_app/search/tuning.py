@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tune_app.report.results import load
@@ -9,9 +10,9 @@ from tune_app.report.write import kept_fresh
 from tune_app.run.events import EventLog, RunState, SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_config import TrialConfig
 from tune_app.search.checks import check_same_data
 from tune_app.search.concurrency import runs_at_once, trials_at_once
+from tune_app.search.confirm_plan import ConfirmRun, next_step
 from tune_app.search.executor import Executor
 from tune_app.search.live import LiveView
 from tune_app.search.recorder import Recorder
@@ -118,56 +119,52 @@ def search(
 def confirm(
     config: SearchConfig, run: RunDir, executor: Executor, live: LiveView, ending: Ending
 ) -> None:
-    """Trains the best configs and the documented default again, each with the same fresh seeds,
-    and judges them on the test split; the results are `confirm` runs in the events."""
-    results = load(run)
-    if config.confirm == 0 or ending.urgent or results.default is None:
-        return
-    best = [int(trial) for trial in results.finished["trial"] if trial != 0][: config.confirm]
-    if not best:
-        return
-    done = {
-        (trial.of, trial.config.seed)
-        for trial in RunState.read(run).trials.values()
-        if trial.config is not None and trial.ended is not None and trial.of is not None
-    }
-    jobs = []
-    for of in [0, *best]:
-        for seed in range(1, config.confirm_seeds + 1):
-            trial = {**results.configs[of], "seed": config.seed + 1000 * seed}
-            if (of, trial["seed"]) not in done:
-                number = confirmation_number(of, seed)
-                jobs.append(
-                    TrialJob(
-                        number=number,
-                        config=TrialConfig.from_dict(trial),
-                        checkpoint=run.checkpoint(number),
-                        origin="confirm",
-                        of=of,
-                        test=True,
-                    )
-                )
-    if not jobs:
-        return
+    """Trains the best configs again with fresh seeds, chooses one, and judges it and the default on
+    the test split, with more seeds where a few do not decide; `confirm` runs in the events.
 
-    def stopping() -> bool:
-        return ending.urgent  # a budget has ended the search at most
-
-    live.say(
-        f"confirming the best {len(best)} and the default with {config.confirm_seeds} fresh seeds"
-    )
-    live.expect(len(jobs))
+    A budget that is spent ends the search only: what was found is confirmed. But there is no
+    further look then.
+    """
     log = _log(run, live, ending, executor)
-    executor.train(
-        JobList(jobs),
-        Recorder(log, stopping),
-        name="confirm",
-        count=len(jobs),
-        at_once=runs_at_once(config),
-        scheduler="none",
-        stopping=stopping,
+    begun: set[tuple[int, int]] = set()
+    while config.confirm and not ending.urgent:
+        step = next_step(load(run), config, extend=not ending())
+        new = {(again.of, again.seed_index) for again in step.runs}
+        if not new - begun:  # nothing is left, or what is left does not come to an end
+            break
+        begun |= new
+        further = any(again.look > 1 for again in step.runs)
+        stopping: Callable[[], bool] = ending if further else _urgent(ending)
+        live.say(step.purpose)
+        live.expect(len(step.runs))
+        executor.train(
+            JobList([_confirm_job(again, run) for again in step.runs]),
+            Recorder(log, stopping),
+            name="confirm",
+            count=len(step.runs),
+            at_once=runs_at_once(config),
+            scheduler="none",
+            stopping=stopping,
+        )
+    if begun:
+        _record_end(log, executor, ending)
+
+
+def _urgent(ending: Ending) -> Callable[[], bool]:
+    return lambda: ending.urgent
+
+
+def _confirm_job(again: ConfirmRun, run: RunDir) -> TrialJob:
+    number = confirmation_number(again.of, again.seed_index)
+    return TrialJob(
+        number=number,
+        config=again.config,
+        checkpoint=run.checkpoint(number),
+        origin="confirm",
+        of=again.of,
+        look=again.look,
+        test=again.look > 0,
     )
-    _record_end(log, executor, ending)
 
 
 def _record_end(log: EventLog, executor: Executor, ending: Ending) -> None:

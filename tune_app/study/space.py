@@ -228,6 +228,16 @@ class SearchSpace:
         shared = {name: value for name, value in self.fixed.items() if name in RUN_FIELDS}
         return TrialConfig.from_dict(shared, base)
 
+    def baselines(self, base: TrialConfig) -> list[TrialConfig]:
+        """What answers are stated against: the documented default, and where its warmup takes more
+        than a tenth of the run, the same with a warmup of a tenth. A default that hardly comes to
+        its full learning rate would be easy to beat."""
+        default = self.default_config(base)
+        tenth = replace(default, warmup_steps=math.ceil(default.steps / 10))
+        if tenth.num_warmup_steps() >= default.num_warmup_steps():
+            return [default]
+        return [default, tenth]
+
     def params_of(self, config: TrialConfig, base: TrialConfig) -> dict[str, Any] | None:
         """The point of the space at which a trial trains exactly like `config`, or None.
 
@@ -262,15 +272,19 @@ class SearchSpace:
     def first_trials(
         self, base: TrialConfig, trial: Mapping[str, Any] | None = None
     ) -> list[FirstTrial]:
-        """What runs before anything is suggested, each config once: the documented default, the
-        config of `trial` (SearchConfig.trial, from an earlier best.yaml), then `enqueue`."""
-        configs = [self.default_config(base)]
+        """What runs before anything is suggested, each config once: the baselines, the config of
+        `trial` (SearchConfig.trial, from an earlier best.yaml), then `enqueue`."""
+        configs = baselines = self.baselines(base)
         if trial is not None:
-            configs.append(TrialConfig.from_dict(trial, base))
-        configs += [self.trial_config(params, base) for params in self.enqueue]
+            configs = [*configs, TrialConfig.from_dict(trial, base)]
+        configs = configs + [self.trial_config(params, base) for params in self.enqueue]
         return [
-            FirstTrial("enqueued" if i else "default", config, self.params_of(config, base))
-            for i, config in enumerate(dict.fromkeys(configs))
+            FirstTrial(
+                "default" if config in baselines else "enqueued",
+                config,
+                self.params_of(config, base),
+            )
+            for config in dict.fromkeys(configs)
         ]
 
     def sample(self, n: int, seed: int) -> list[dict[str, Any]]:

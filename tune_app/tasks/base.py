@@ -47,6 +47,7 @@ class Task:
     loss_sum: (outputs, labels) -> (summed loss, sums). Rows with labels: outputs [B, C], labels
         [B]. Without: logits [B, T, V], labels [B, T], where token t + 1 is predicted at t.
     figures: (mean loss, sums of all batches, "targets" among them) -> metrics by name
+    objectives: what --objective may name: the loss, and those of the metrics that are fit for it
     constant: (labels of the training rows, labels of a split) -> the metric of always giving the
         one answer that the training rows suggest; None where that means nothing
     answer: (outputs [B, C], class names, scale) -> a line for each row; None: texts are completed
@@ -63,6 +64,7 @@ class Task:
     higher_is_better: bool
     loss_sum: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, Sums]]
     figures: Callable[[float, Sums], dict[str, float]]
+    objectives: tuple[str, ...] = ("loss",)
     constant: Callable[[torch.Tensor, torch.Tensor], float] | None = None
     answer: Callable[[torch.Tensor, tuple[str, ...], Scale | None], list[str]] | None = None
     built_in: Callable[[], BuiltIn] | None = None

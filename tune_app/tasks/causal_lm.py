@@ -48,6 +48,7 @@ CAUSAL_LM = Task(
     higher_is_better=False,
     loss_sum=loss_sum,
     figures=lambda loss, sums: {"perplexity": perplexity(loss)},
+    objectives=("loss", "perplexity"),
     built_in=_built_in,
     hub_task="text-generation",
     petals_class="AutoDistributedModelForCausalLM",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_app.tasks.base import BuiltIn, Scale, Sums, Task
+from tune_app.tasks.objectives import macro_f1
 from tune_app.tasks.stdlib_text import docstring_packages
 
 if TYPE_CHECKING:
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
 
 
 def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, Sums]:
-    """(summed loss in nats, rows and how many of them score highest for their own class); over the
-    rows it is the mean loss of Hugging Face's `...ForSequenceClassification`."""
+    """(summed loss in nats, rows and how many of them score highest for their own class, and what
+    `macro_f1` takes); over the rows the loss is the mean loss of Hugging Face's
+    `...ForSequenceClassification`."""
     from torch.nn.functional import cross_entropy
 
-    correct = int((logits_BC.argmax(dim=-1) == labels_B).sum())
-    sums: Sums = {"targets": len(labels_B), "correct": correct}
+    pairs = zip(labels_B.tolist(), logits_BC.argmax(dim=-1).tolist(), strict=True)
+    sums: Sums = {"targets": len(labels_B), "correct": 0}
+    for label, answer in pairs:
+        sums["correct"] += label == answer
+        names = (f"label {label}", f"answer {answer}") + ((f"hit {label}",) * (label == answer))
+        for name in names:
+            sums[name] = sums.get(name, 0) + 1
     return cross_entropy(logits_BC.float(), labels_B, reduction="sum"), sums
 
 
@@ -50,7 +57,11 @@ CLASSIFICATION = Task(
     metric="accuracy",
     higher_is_better=True,
     loss_sum=loss_sum,
-    figures=lambda loss, sums: {"accuracy": sums["correct"] / sums["targets"]},
+    figures=lambda loss, sums: {
+        "accuracy": sums["correct"] / sums["targets"],
+        "f1": macro_f1(sums),
+    },
+    objectives=("loss", "accuracy", "f1"),
     constant=always_the_most_frequent,
     answer=_answer,
     built_in=_built_in,

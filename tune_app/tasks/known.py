@@ -6,6 +6,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, one_of
 from tune_app.tasks.base import Task
 from tune_app.tasks.causal_lm import CAUSAL_LM
 from tune_app.tasks.classification import CLASSIFICATION
+from tune_app.tasks.objectives import OBJECTIVES
 from tune_app.tasks.regression import REGRESSION
 
 TASKS = {task.name: task for task in (CLASSIFICATION, CAUSAL_LM, REGRESSION)}
@@ -28,4 +29,11 @@ def check_task(config: SearchConfig) -> list[str]:
         messages.append(f"--train: --task {task.name} has no built-in data; give --train.")
     if config.label_column is not None and task.labels == "none":
         messages.append(f"--label-column: --task {task.name} learns from text alone; leave it out.")
+    if config.objective not in OBJECTIVES:
+        messages.append(f"--objective: {one_of(config.objective, OBJECTIVES)}")
+    elif config.objective not in task.objectives:
+        messages.append(
+            f"--objective: --task {task.name} can optimise {' or '.join(task.objectives)}, "
+            f"got {config.objective!r}."
+        )
     return messages

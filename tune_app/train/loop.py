@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tune_app.run.search_config import TrialConfig
 from tune_app.run.trial_report import Report, Usage, evaluation_steps
+from tune_app.tasks.base import Sums
 from tune_app.tasks.data import Batch, DataOrder, Dataset, TaskData
+from tune_app.tasks.objectives import LOSS, Objective
 from tune_app.train.optim import build_optimizer, build_scheduler, change
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
@@ -47,8 +49,14 @@ class TrainingRun:
     phase: what holds now of a config with changes
     """
 
-    def __init__(self, model: PromptTunedModel, data: TaskData, config: TrialConfig) -> None:
-        self.model, self.data, self.config = model, data, config
+    def __init__(
+        self,
+        model: PromptTunedModel,
+        data: TaskData,
+        config: TrialConfig,
+        objective: Objective = LOSS,
+    ) -> None:
+        self.model, self.data, self.config, self.objective = model, data, config, objective
         self.phase = config.at(0)
         self.optimizer = build_optimizer(model.parameters(), self.phase)
         self.scheduler = build_scheduler(self.optimizer, self.phase)
@@ -128,13 +136,19 @@ class TrainingRun:
             step=self.step,
             train_loss=sum(losses) / len(losses),
             eval_loss=evaluation.loss,
-            objective=EXPLODED * first_loss if diverged else evaluation.loss,
+            objective=self._cost(evaluation, EXPLODED * first_loss if diverged else None),
             learning_rate=learning_rate,
             tokens=self.tokens,
             seconds=self.seconds,
             diverged=diverged,
             metrics=self.model.usage.flat() | evaluation.metric,
         )
+
+    def _cost(self, evaluation: Evaluation, exploded: float | None) -> float:
+        """What the search minimises; exploded: the loss that a diverged trial counts as."""
+        if exploded is not None:
+            return self.objective.penalty(exploded)
+        return self.objective.cost(self.objective.of(evaluation.loss, evaluation.metric))
 
     def state(self) -> bytes:
         """A checkpoint: what trains, optimizer, schedule, position. No frozen weight."""
@@ -188,9 +202,16 @@ class TrainingRun:
         )
 
 
-def test_metrics(model: PromptTunedModel, data: TaskData) -> dict[str, float]:
-    """Loss and metric over the whole test split, which no trial of the search has seen."""
-    evaluation = model.evaluate(evaluation_batches(data.test, EVALUATION_ROWS))
+def test_metrics(
+    model: PromptTunedModel,
+    data: TaskData,
+    rows: list[Sums] | None = None,  # noqa: PT028 (it is no test)
+) -> dict[str, float]:
+    """Loss and metrics over the whole test split, which no trial of the search has seen.
+
+    rows: gets what each row alone adds up to, see `PromptTunedModel.evaluate`
+    """
+    evaluation = model.evaluate(evaluation_batches(data.test, EVALUATION_ROWS), rows)
     return {"test_loss": evaluation.loss} | {
         f"test_{name}": value for name, value in evaluation.metric.items()
     }

@@ -91,11 +91,17 @@ class PromptTunedModel(nn.Module):
         return _RunRequest.apply(self, batch, names, *parameters)
 
     @torch.no_grad()
-    def evaluate(self, batches: list[Batch]) -> Evaluation:
-        """Exact over all rows, however they are cut into batches."""
+    def evaluate(self, batches: list[Batch], rows: list[Sums] | None = None) -> Evaluation:
+        """Exact over all rows, however they are cut into batches.
+
+        rows: gets, for each row, what an evaluation of it alone would add up, its "loss" too
+        """
         loss, sums = 0.0, Sums()
         for batch in batches:
-            answer = self.answer(self.request(batch, needs_grad=False))
+            by_row: dict[int, Sums] | None = None if rows is None else {}
+            answer = self.answer(self.request(batch, needs_grad=False, by_row=by_row))
+            if rows is not None and by_row is not None:
+                rows += [by_row[row] for row in sorted(by_row)]
             loss += answer.loss * self.task.targets(batch.labels)
             for name, value in answer.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -117,7 +123,9 @@ class PromptTunedModel(nn.Module):
         usage.retries += packs.retries
         return answer
 
-    def request(self, batch: Batch, *, needs_grad: bool) -> Request:
+    def request(
+        self, batch: Batch, *, needs_grad: bool, by_row: dict[int, Sums] | None = None
+    ) -> Request:
         """The batch as the packer takes it, with this model's prompts as they are now."""
         deep_LPH: torch.Tensor | None = None
         if self.intermediate_prompt_embeddings is not None:
@@ -130,12 +138,14 @@ class PromptTunedModel(nn.Module):
             embeds_BTH=self.backbone.embed(batch.tokens_BT.to(self.backbone.device)).detach(),
             prompt_PH=self.prompt_embeddings.detach(),
             deep_LPH=deep_LPH,
-            head=self._head(batch, score),
+            head=self._head(batch, score, by_row),
             head_parameters=() if score is None or not needs_grad else (score,),
             needs_grad=needs_grad,
         )
 
-    def _head(self, batch: Batch, score_CH: torch.Tensor | None) -> Head:
+    def _head(
+        self, batch: Batch, score_CH: torch.Tensor | None, by_row: dict[int, Sums] | None
+    ) -> Head:
         backbone, task = self.backbone, self.task
         targets, labels = task.targets(batch.labels), batch.labels.to(backbone.device)
 
@@ -146,6 +156,10 @@ class PromptTunedModel(nn.Module):
                 pooled_BH = last_token(hidden_BTH, batch.lengths_B[rows])
                 outputs = pooled_BH.to(score_CH.dtype) @ score_CH.T
             loss, sums = task.loss_sum(outputs, labels[rows])
+            if by_row is not None:  # rows that are tried again come out the same
+                for i in range(len(outputs)):
+                    alone, counts = task.loss_sum(outputs[i : i + 1], labels[rows][i : i + 1])
+                    by_row[rows.start + i] = {"loss": alone.item(), **counts}
             return loss / targets, sums
 
         return head

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from tune_app.report.page import figures as draw
 from tune_app.report.page.render import render
 from tune_app.report.results import Results
-from tune_app.report.words import count, number, plural, standing, state, verdict, with_spread
+from tune_app.report.verdict import verdict
+from tune_app.report.words import count, number, plural, standing, state, with_spread
 
 
 def comparison_page(several: Sequence[Results]) -> str:
@@ -36,10 +39,7 @@ def comparison_page(several: Sequence[Results]) -> str:
                 "settings": results.settings,
                 "tokens": count(float(results.trials["tokens"].sum())),
                 "standing": standing(results),
-                "losses": [
-                    _losses(results, trial)
-                    for trial in (None if results.best is None else results.best["trial"], 0)
-                ],
+                "losses": [_losses(results, trial) for trial in _compared(results)],
             }
             for name, results in zip(names, several, strict=True)
         ],
@@ -49,14 +49,24 @@ def comparison_page(several: Sequence[Results]) -> str:
     )
 
 
+def _compared(results: Results) -> tuple[int | None, int | None]:
+    """The two configs that the answer is about: the best one and the default."""
+    if results.evidence is not None:
+        return results.evidence.trial, results.evidence.baseline
+    rows = (results.best, results.default)
+    best, default = (None if row is None else int(row["trial"]) for row in rows)
+    return best, default
+
+
 def _losses(results: Results, trial: int | None) -> str:
-    """A trial's confirmed loss with its spread, or the one seed's of the search."""
+    """A trial's confirmed value with its spread, or that of the search's one seed."""
+    name = results.objective.name
     rows = results.confirm[results.confirm["trial"] == trial]
-    if not rows.empty and rows.iloc[0]["seeds"]:
+    if not rows.empty and pd.notna(rows.iloc[0]["mean"]):
         row = rows.iloc[0]
-        return f"{with_spread(row['mean'], row['spread'])}, {row['split']}"
-    rows = results.searched[results.searched["trial"] == trial]
-    return number(None if rows.empty else rows.iloc[0]["eval_loss"], "loss")
+        return f"{with_spread(row['mean'], row['spread'], name)}, {row['split']}"
+    row = None if trial is None else results.trial(trial)
+    return number(None if row is None else row[results.objective.column], name)
 
 
 def run_names(several: Sequence[Results]) -> list[str]:

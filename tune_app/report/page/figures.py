@@ -163,7 +163,7 @@ def importances(table: pd.DataFrame) -> Figure | None:
 
 def differences(results: Results) -> Figure | None:
     """The confirmation: paired difference from the default with its 95% interval."""
-    rows = results.confirm[(results.confirm["trial"] != 0) & results.confirm["difference"].notna()]
+    rows = results.confirm[results.confirm["difference"].notna()]
     if rows.empty:
         return None
     rows = rows.iloc[::-1]
@@ -184,10 +184,11 @@ def differences(results: Results) -> Figure | None:
     return figure(
         "confirmation",
         [points],
-        "Confirmed configs: paired difference of the loss from the documented default",
-        "Left of the line is better than the default. Bars: 95% interval over the seeds.",
+        f"Paired difference of the {results.objective.name} from the default",
+        f"{'Right' if results.objective.higher_is_better else 'Left'} of the line is better than "
+        "the default. The bar: 95% interval over seeds and test rows.",
         xaxis={
-            "title": {"text": "loss, difference from the default"},
+            "title": {"text": f"{results.objective.name}, difference from the default"},
             "range": [min(ends) - pad, max(ends) + pad],
         },
         yaxis={"showgrid": False, "fixedrange": True, "range": [-0.5, len(rows) - 0.5]},

@@ -9,16 +9,21 @@ from typing import Any
 
 import pandas as pd
 
+from tune_app.report.confirmation import Evidence
 from tune_app.report.importance import importance, why_none
 from tune_app.report.page import figures as draw
 from tune_app.report.page.parallel import parallel
 from tune_app.report.page.render import render
-from tune_app.report.results import Results, load
-from tune_app.report.summary import by_scheduler, reproduce
+from tune_app.report.results import Results
+from tune_app.report.summary import by_scheduler, confirmed_name, reproduce
 from tune_app.report.tables import best_yaml
+from tune_app.report.verdict import verdict
 from tune_app.report.words import (
     MINUS,
+    baseline_name,
+    baselines_in_words,
     changes_by_step,
+    classes_in_words,
     count,
     duration,
     exported,
@@ -28,18 +33,12 @@ from tune_app.report.words import (
     signed,
     standing,
     state,
-    verdict,
     with_spread,
 )
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import Status
 
 _TABLE_FIRST = ["trial", "status", "eval_loss"]
 _TABLE_LAST = ["step", "train_loss", "tokens", "seconds", "reason"]
-
-
-def write_report(run: RunDir) -> None:
-    """Writes report.html of a run, whatever its state."""
-    run.write_atomic(run.report_html, report_page(load(run)))
 
 
 def report_page(results: Results) -> str:
@@ -71,6 +70,8 @@ def report_page(results: Results) -> str:
         state=state(results),
         verdict=verdict(results),
         winner=winner,
+        default_won=winner in results.baselines,
+        notes=[line for line in (baselines_in_words(results), *classes_in_words(results)) if line],
         best_values=_best_values(results),
         tiles=_tiles(results),
         exported=exported(results),
@@ -148,46 +149,45 @@ def _best_values(results: Results) -> list[tuple[str, str]]:
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """(title, figure, remark) of the figures that belong to the answer."""
-    best, default = results.best, results.default
     of = f"of {results.planned} planned" if results.planned else ""
     trials = ("trials", str(len(results.searched)), standing(results) or of)
-    confirmed = results.confirm.set_index("trial")
-    if best is not None and best["trial"] != 0 and {0, best["trial"]} <= set(confirmed.index):
-        return [*_confirmed_tiles(confirmed.loc[[best["trial"], 0]], results.metric), trials]
+    if results.evidence is not None:
+        return [*_confirmed_tiles(results, results.evidence), trials]
+    best, default = results.best, results.default
+    objective, beside = results.objective, results.beside
     tiles = []
-    for title, row in (("best config", best), ("documented default", default)):
-        if row is not None and pd.notna(row["eval_loss"]):
-            remark = f"{results.metric} {number(row.get(results.metric), results.metric)}"
-            tiles.append((f"{title}, validation loss", number(row["eval_loss"], "loss"), remark))
-    if len(tiles) == 2 and best is not None and default is not None and best["trial"] != 0:
-        change = float(best["eval_loss"] - default["eval_loss"])
-        tiles.append(
-            (
-                "difference",
-                signed(change),
-                f"{change / default['eval_loss']:+.1%}".replace("-", MINUS),
-            )
-        )
+    titled = [] if default is None else [(baseline_name(int(default["trial"])), default)]
+    if best is not None and best["trial"] not in results.baselines:
+        titled.insert(0, (f"trial {best['trial']}", best))
+    for title, row in titled:
+        if pd.notna(row[objective.column]):
+            value = row.get("eval_loss" if beside == "loss" else beside)
+            remark = f"{beside} {number(value, beside)}, one seed"
+            value = number(row[objective.column], objective.name)
+            tiles.append((f"{title}, validation {objective.name}", value, remark))
+    if len(tiles) == 2 and best is not None and default is not None:
+        change = float(best[objective.column] - default[objective.column])
+        share = "" if objective.higher_is_better else f"{change / default[objective.column]:+.1%}"
+        tiles.append(("difference", signed(change), share.replace("-", MINUS)))
     return [*tiles, trials]
 
 
-def _confirmed_tiles(rows: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
+def _confirmed_tiles(results: Results, evidence: Evidence) -> list[tuple[str, str, str]]:
     """Those of a confirmation: what the search saw, with one seed each, is partly luck."""
-    tiles = []
-    for trial, row in rows.iterrows():
-        title = f"trial {trial}" if trial else "documented default"
-        remark = f"{plural(row['seeds'], 'seed')}, {metric} {number(row['metric'], metric)}"
+    tiles, rows = [], results.confirm.set_index("trial")
+    name, beside = results.objective.name, results.beside
+    for trial in (evidence.trial, evidence.baseline):
+        row = rows.loc[trial]
+        title = f"trial {trial}" if trial == evidence.trial else baseline_name(trial)
+        remark = f"{plural(row['seeds'], 'seed')}, {beside} {number(row['metric'], beside)}"
         spread = "" if pd.isna(row["spread"]) else f"\N{PLUS-MINUS SIGN} {row['spread']:.3f}, "
-        tiles.append(
-            (f"{title}, {row['split']} loss", number(row["mean"], "loss"), spread + remark)
-        )
-    best = rows.iloc[0]
-    if pd.notna(best["difference"]):
-        interval = "one pair of runs"
-        if pd.notna(best["low"]):
-            interval = f"95% interval {signed(best['low'])} to {signed(best['high'])}"
-        tiles.append(("difference", signed(best["difference"]), interval))
-    return tiles
+        value = number(row["mean"], name)
+        tiles.append((f"{title}, {row['split']} {name}", value, spread + remark))
+    best = rows.loc[evidence.trial]
+    remark = "one pair of runs"
+    if pd.notna(best["low"]):
+        remark = f"95% interval {signed(best['low'])} to {signed(best['high'])}"
+    return [*tiles, ("difference", signed(best["difference"]), remark)]
 
 
 def _confirm_rows(results: Results) -> list[list[str]]:
@@ -196,11 +196,11 @@ def _confirm_rows(results: Results) -> list[list[str]]:
         interval = "" if pd.isna(row.low) else f"{signed(row.low)} to {signed(row.high)}"
         rows.append(
             [
-                "default" if row.trial == 0 else f"trial {row.trial}",
+                confirmed_name(row.part, row.trial),
                 f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
-                number(row.valid, "loss"),
-                with_spread(row.mean, row.spread),
-                number(row.metric, results.metric),
+                number(row.valid, results.objective.name),
+                with_spread(row.mean, row.spread, results.objective.name),
+                number(row.metric, results.beside),
                 "" if pd.isna(row.difference) else signed(row.difference),
                 interval,
             ]

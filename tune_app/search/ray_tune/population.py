@@ -89,7 +89,7 @@ class Population(FIFOScheduler):
         clones = []
         for trial in worst:
             job = job_of(trial.config)
-            if job.number == 0:
+            if job.is_default:
                 continue
             donor = rng.choice(best)
             of = job_of(donor.config)

@@ -37,12 +37,12 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
 
 
 def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
-    """The documented default runs to its end: the answer is stated against it."""
+    """The default, in both of its forms, runs to its end: the answer is stated against it."""
     decide = scheduler.on_trial_result
 
     def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = decide(controller, trial, result)
-        return TrialScheduler.CONTINUE if job_of(trial.config).number == 0 else decision
+        return TrialScheduler.CONTINUE if job_of(trial.config).is_default else decision
 
     scheduler.on_trial_result = on_trial_result
     return scheduler
