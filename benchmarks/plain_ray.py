@@ -90,25 +90,20 @@ def train(config: dict[str, Any], workload: Workload, data: Any) -> None:
                 eval_loss = model(input_ids=valid.tokens_BT, labels=valid.labels).loss.item()
             tune.report({"step": step + 1, "train_loss": loss.item(), "eval_loss": eval_loss})
     if workload.peers:  # or a reused actor would collect clients
-        manager = model.transformer.h.sequence_manager
-        manager.shutdown()
-        manager.dht.shutdown()
+        model.close()
 
 
 def _petals_model(workload: Workload, data: Any) -> Any:
-    # ruff: noqa: I001 (petals can only be imported after petals_compat)
-    import tune_app.petals_compat  # noqa: F401
-    import torch
-    from petals import (
+    """The classes for a loop of one's own; Petals' own ones need the transformers of 2023."""
+    from tune_app.models import (
         AutoDistributedModelForCausalLM,
         AutoDistributedModelForSequenceClassification,
     )
-    from tune_app.serve.supervisor import dht_prefix_of
+    from tune_app.serve.checks import dht_prefix_of
 
     options = {
         "initial_peers": list(workload.peers),
         "dht_prefix": dht_prefix_of(workload.model),
-        "torch_dtype": torch.float32,
         "tuning_mode": "ptune",
         "pre_seq_len": workload.prompt_tokens,
     }
