@@ -1,4 +1,4 @@
-"""Real Petals servers of many small models, in one process each, for tests of every family.
+"""Real Petals servers of many small models, for tests and for the table of families.
 
     python -m tests.served_families '{"models": [...], "initial_peers": [...]}'
 
@@ -13,11 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+# The ways that a model is served: whole, its two blocks on two servers, and whole in bfloat16.
+KINDS = ("one", "chain", "half")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,60 @@ def serving(models: Sequence[Served], initial_peers: Sequence[str] = ()) -> Iter
             yield json.loads(process.stdout.readline())
         finally:
             process.kill()
+
+
+def prefix(family: str, kind: str) -> str:
+    return f"{kind}-{family}".replace(".", "-")
+
+
+@contextmanager
+def all_served(folders: Mapping[str, Path]) -> Iterator[list[str]]:
+    """The addresses of two servers that serve each of the models in all KINDS."""
+    named = [(family, str(folder)) for family, folder in folders.items()]
+    first = [
+        *(Served(folder, prefix(family, "one")) for family, folder in named),
+        *(Served(folder, prefix(family, "chain"), 0, 1) for family, folder in named),
+        *(Served(folder, prefix(family, "half"), dtype="bfloat16") for family, folder in named),
+    ]
+    second = [Served(folder, prefix(family, "chain"), 1, 2) for family, folder in named]
+    with serving(first) as peers, serving(second, peers) as more:
+        yield [*peers, *more]
+
+
+@contextmanager
+def clients(
+    folders: Mapping[str, Path], peers: Sequence[str]
+) -> Iterator[Callable[[str, str], Any]]:
+    """A function (family, kind) -> SwarmBackbone. All share one node of the network, since starting
+    one for each would take longer than everything else."""
+    from hivemind import DHT
+
+    from tune_app.backbones import swarm  # before hivemind, which it prepares
+
+    dht = DHT(initial_peers=peers, client_mode=True, start=True)
+    opened = []
+
+    @cache
+    def open_one(family: str, kind: str) -> Any:
+        shared = partial(swarm.RemoteSequential, dht=dht)
+        with mock.patch.object(swarm, "RemoteSequential", shared):
+            opened.append(
+                swarm.SwarmBackbone(
+                    folders[family],
+                    peers=peers,
+                    dht_prefix=prefix(family, kind),
+                    dtype="bfloat16" if kind == "half" else "float32",
+                )
+            )
+        return opened[-1]
+
+    try:
+        yield open_one
+    finally:
+        for backbone in opened[1:]:
+            backbone._manager.shutdown()
+        if opened:
+            opened[0].close()  # the node too
 
 
 def main() -> None:

@@ -5,27 +5,30 @@ The servers are real ones, in processes of their own; each has the blocks of all
 
 from __future__ import annotations
 
-from functools import cache, partial
+import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-from tests.served_families import Served, serving
+from tests.pages import ROOT
+from tests.served_families import all_served, clients
 from tests.tiny_models import FAMILIES, write_tiny_model
 from tests.trials import MIXED, VOCAB, make_trial, tensors
 from tests.whole_models import differences, loss_and_gradients, open_whole
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packing import Part, run_pack
+from tune_app.models import families
+from tune_app.models.families import TRIED
+from tune_app.models.parts import Block
+from tune_app.run.search_config import ConfigError
 
 # In bfloat16 too; the pairs differ in what they compute in float32 along the way.
 HALF = ("llama-3.2", "qwen3", "gemma3", "bloom")
 # Kernels sum in another order for another shape of the batch, and so do chunks of a request.
 SAME = 2e-5
-
-
-def prefix(family: str, kind: str) -> str:
-    return f"{kind}-{family}".replace(".", "-")
 
 
 @pytest.fixture(scope="module")
@@ -35,56 +38,19 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def peers(folders):
-    """Of two servers, which together have each model whole, in halves and some in bfloat16."""
-    named = [(name, str(folder)) for name, folder in folders.items()]
-    first = [
-        *(Served(folder, prefix(name, "one")) for name, folder in named),
-        *(Served(folder, prefix(name, "chain"), 0, 1) for name, folder in named),
-        *(Served(str(folders[name]), prefix(name, "half"), dtype="bfloat16") for name in HALF),
-    ]
-    second = [Served(folder, prefix(name, "chain"), 1, 2) for name, folder in named]
-    with serving(first) as peers, serving(second, peers) as more:
-        yield [*peers, *more]
-
-
-@pytest.fixture(scope="module")
-def open_swarm(folders, peers):
-    """A function (family, kind, dtype) -> SwarmBackbone. All share one node of the network, since
-    starting one for each would take longer than everything else."""
-    from hivemind import DHT
-
-    from tune_app.backbones import swarm
-
-    dht = DHT(initial_peers=peers, client_mode=True, start=True)
-    opened = []
-
-    @cache
-    def open_one(family: str, kind: str, dtype: str = "float32"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(swarm, "RemoteSequential", partial(swarm.RemoteSequential, dht=dht))
-            backbone = swarm.SwarmBackbone(
-                folders[family], peers=peers, dht_prefix=prefix(family, kind), dtype=dtype
-            )
-        opened.append(backbone)
-        return backbone
-
-    yield open_one
-    for backbone in opened[1:]:
-        backbone._manager.shutdown()
-    if opened:
-        opened[0].close()
-    else:
-        dht.shutdown()
+def open_client(folders):
+    with all_served(folders) as peers, clients(folders, peers) as open_one:
+        yield open_one
 
 
 @pytest.fixture
 def open_backbone(request, folders):
+    """A function (family, where, dtype): in process, or one of the ways that it is served."""
+
     def open_one(family: str, where: str, dtype: str = "float32"):
         if where == "local":
             return LocalBackbone(folders[family], device="cpu", dtype=dtype)
-        kind = where if dtype == "float32" else "half"
-        return request.getfixturevalue("open_swarm")(family, kind, dtype)
+        return request.getfixturevalue("open_client")(family, where)
 
     return open_one
 
@@ -105,7 +71,7 @@ def test_hidden_states_logits_and_gradients_are_those_of_the_whole_model(
     assert found.largest <= SAME, found
 
 
-@pytest.mark.parametrize("where", ["local", pytest.param("one", marks=pytest.mark.swarm)])
+@pytest.mark.parametrize("where", ["local", pytest.param("half", marks=pytest.mark.swarm)])
 @pytest.mark.parametrize("family", HALF)
 def test_in_bfloat16_too(family, where, folders, open_backbone):
     found = differences(folders[family], open_backbone(family, where, "bfloat16"))
@@ -154,3 +120,57 @@ def test_both_layouts_of_llama_31s_config_stretch_its_positions(folders):
     whole = open_whole(folders["llama-3.1-hub"], torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(logits("llama-3.1"), whole(tokens_BT).logits)
+
+
+def test_the_families_taken_as_tried_are_those_of_the_table(folders):
+    configs = [json.loads((folder / "config.json").read_text()) for folder in folders.values()]
+    assert {config["model_type"] for config in configs} == TRIED
+    table = (ROOT / "docs" / "families.md").read_text()
+    assert [family for family in FAMILIES if f"| {family} |" not in table] == []
+    assert f"transformers {transformers.__version__}" in table
+
+
+def test_models_whose_blocks_are_elsewhere_are_refused_with_the_reason(tmp_path):
+    folder = write_tiny_model("opt", tmp_path / "opt", vocab=VOCAB)
+    with pytest.raises(ConfigError, match=r"'opt' are not supported: their blocks are not a list"):
+        LocalBackbone(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def untried(tmp_path, monkeypatch) -> Path:
+    """A model of a type that is not in the table, and an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(families, "TRIED", TRIED - {"qwen3"})
+    return write_tiny_model("qwen3", tmp_path / "untried", vocab=VOCAB)
+
+
+def test_an_untried_family_is_compared_once(untried, monkeypatch):
+    compared = []
+    differences = families.differences
+    monkeypatch.setattr(
+        families, "differences", lambda folder: compared.append(folder) or differences(folder)
+    )
+    families.check_family(untried)
+    families.check_family(untried)
+    assert len(compared) == 1
+    monkeypatch.setattr(families, "_WHOLE_BYTES", 0)
+    assert max(differences(untried).values()) < 1e-5  # of the first block
+
+
+def test_a_family_with_wrong_gradients_is_refused(untried, monkeypatch):
+    """Right outputs do not save it."""
+
+    def forward(block, hidden_BSH, cache=None):
+        with torch.no_grad():
+            out = right(block, hidden_BSH, cache)
+        return out + 2 * (hidden_BSH - hidden_BSH.detach())
+
+    right = Block.forward
+    monkeypatch.setattr(Block, "forward", forward)
+    with pytest.raises(ConfigError) as caught:
+        families.check_family(untried)
+    (message,) = caught.value.messages
+    assert "models of type 'qwen3' are not supported" in message
+    assert "gradients of deep prompts on a server by" in message
+    assert "logits" not in message
+    assert "in process" not in message

@@ -314,6 +314,7 @@ def test_quantized_weights_and_adapters(llama: Path) -> None:
 
 def test_tokens_without_an_embedding(tmp_path: Path) -> None:
     folder = write_tiny_model("llama", tmp_path / "model", vocab=2000)
+    shutil.copy(model_folder("demo") / "tokenizer.json", folder)
     message = mistake_in(folder)
     assert "its tokenizer has 2048 tokens, its model embeddings for 2000; " in message
 

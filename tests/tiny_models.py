@@ -35,7 +35,7 @@ def write_tiny_model(
     """Writes config, safetensors and the demo tokenizer to `folder`; returns the folder.
 
     `family` is one of FAMILIES; `hidden` a multiple of 8 (4 heads of even size). The same arguments
-    give the same bytes. A `vocab` below the tokenizer's leaves its higher ids without an embedding.
+    give the same bytes. With a `vocab` below the tokenizer's its higher ids are cut off.
     """
     config = (_CONFIGS | _REFUSED)[family](layers, hidden, vocab)
     with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator
@@ -54,7 +54,17 @@ def write_tiny_model(
         _write_as_on_the_hub(folder / "config.json")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(_DEMO_MODEL / name, folder / name)
+    if vocab < _DEMO_VOCAB:
+        _cut_tokenizer(folder / "tokenizer.json", vocab)
     return folder
+
+
+def _cut_tokenizer(tokenizer_json: Path, vocab: int) -> None:
+    tokenizer = json.loads(tokenizer_json.read_text())
+    model = tokenizer["model"]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab}
+    model["merges"] = [pair for pair in model["merges"] if pair.replace(" ", "") in model["vocab"]]
+    tokenizer_json.write_text(json.dumps(tokenizer))
 
 
 def _write_as_on_the_hub(config_json: Path) -> None:

@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from tune_app.models.checks import read_header, weight_files
+from tune_app.models.families import check_family
 from tune_app.models.parts import blocks_of
 from tune_app.run.search_config import ConfigError, did_you_mean
 
@@ -36,7 +37,7 @@ _SHOWN = 3  # names in a message
 def compare(folder: Path) -> tuple[int, list[str]]:
     """(number of blocks, what is wrong); `checks.check_files` has found the files themselves good.
 
-    Reads no weights' data from safetensors files.
+    Reads no weights' data from safetensors files, but for a family that was never tried.
     """
     with _silent():
         config, mistakes = _config(folder)
@@ -49,7 +50,13 @@ def compare(folder: Path) -> tuple[int, list[str]]:
             blocks = len(blocks_of(model))
         except ConfigError as error:
             return 0, [*error.messages]
-        return blocks, mistakes + _check_tokenizer(folder, model)
+        mistakes += _check_tokenizer(folder, model)
+        if not mistakes:
+            try:
+                check_family(folder)
+            except ConfigError as error:
+                mistakes = error.messages
+        return blocks, mistakes
 
 
 @contextmanager
