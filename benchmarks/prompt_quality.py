@@ -102,7 +102,8 @@ def plan(model: str, seeds: int) -> Iterator[Run]:
     if model == "demo":
         order = [(s, DECISIVE) for s in range(seeds)] + [(0, FURTHER + GRID), (1, FURTHER)]
     else:
-        order = [(0, DECISIVE), (1, DECISIVE), (0, FURTHER), (2, DECISIVE)]
+        order = [(0, DECISIVE[:2]), (1, DECISIVE[:2]), (0, DECISIVE + FURTHER)]
+        order += [(seed, DECISIVE) for seed in range(1, seeds)]
     runs = [Run(model, task, seed, **c) for seed, cells in order for c in cells for task in TASKS]
     yield from dict.fromkeys(runs)
 
