@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.prompt_quality import DECISIVE, STEPS, TASKS, Run, plan
-from benchmarks.prompt_quality_tables import DEFAULT, FAIR, WORDS, _best_of, _interval, report
+from benchmarks.prompt_quality_tables import DEFAULT, WORDS, _best_of, _interval, report
 
 
 def frame(runs: list[tuple[Run, float, float]]) -> pd.DataFrame:
