@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_app.run.flags import HELP, build_parser, parse_search_args
+from tune_app.run.config_checks import check_search_config
+from tune_app.run.flags import build_parser, parse_search_args
 from tune_app.run.search_config import (
     SCHEDULER_ARGUMENTS,
+    SETTINGS,
     ConfigError,
     SearchConfig,
     TrialConfig,
-    check_search_config,
 )
 
 PEER = "/ip4/10.1.2.3/tcp/31337/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
@@ -39,10 +40,11 @@ def test_config_error_survives_pickling():
 
 
 def test_every_field_is_a_flag_with_help():
-    shown = [name for texts in HELP.values() for name in texts]
+    shown = [name for name, known in SETTINGS.items() if known.group]
     fields = [field.name for field in dataclasses.fields(SearchConfig)]
     assert sorted([*shown, "trial"]) == sorted(fields)
     text = build_parser().format_help()
+    assert all(" ".join(SETTINGS[name].help.split()[:2]) in text for name in shown)
     assert all(f"--{name.replace('_', '-')}" in text for name in shown)
     assert "(default: 16)" in text
     assert "example:" in text

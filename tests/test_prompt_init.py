@@ -24,8 +24,9 @@ from tune_app.apply.prompts_folder import read_about
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
 from tune_app.models.folder import model_folder
+from tune_app.run.config_checks import check_search_config
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig, check_search_config
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.study.yaml_space import load_space
 from tune_app.tasks.classification import CLASSIFICATION

@@ -17,8 +17,7 @@ from transformers import (
 )
 
 import tune_app.models.demo
-from tune_app.run.flags import HELP
-from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.search_config import SETTINGS, ConfigError, SearchConfig
 from tune_app.tasks import causal_lm, classification, regression
 from tune_app.tasks.data import IGNORED, DataOrder, Dataset, last_token
 from tune_app.tasks.known import TASKS, check_task
@@ -92,7 +91,7 @@ def test_a_task_and_its_settings_are_checked(values, expected):
 
 
 def test_help_names_every_task():
-    assert all(name in HELP["what to search"]["task"] for name in TASKS)
+    assert all(name in SETTINGS["task"].help for name in TASKS)
 
 
 # Losses, against Hugging Face

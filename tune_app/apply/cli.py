@@ -17,10 +17,9 @@ from tune_app.apply.prompts_folder import ABOUT, About, read_about
 from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.words import number
-from tune_app.run.flags import HELP
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.search_config import DATA, SETTINGS, ConfigError, SearchConfig, settings_under
 from tune_app.search.checks import check_everything
 from tune_app.serve.supervisor import PrivateSwarmError
 from tune_app.train.one_process import Terminal
@@ -92,7 +91,7 @@ def _config(options: argparse.Namespace, about: About) -> SearchConfig:
     """The search's settings with this call's own; without its data where they are not needed."""
     config = about.search_config()
     if options.evaluate != _TEST_SPLIT:
-        unset: dict[str, Any] = dict.fromkeys(HELP["data"])
+        unset: dict[str, Any] = dict.fromkeys(settings_under(DATA))
         config = replace(config, **unset)
     if options.backbone == "local":
         config = replace(config, peers=())
@@ -252,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text-column", metavar="TEXT", help="column of the text in that file")
     text.add_argument("--label-column", metavar="TEXT", help="column of the label in that file")
     for name in ("encoding", "delimiter"):
-        text.add_argument(f"--{name}", metavar="TEXT", help=HELP["data"][name])
+        text.add_argument(f"--{name}", metavar="TEXT", help=SETTINGS[name].help)
     text.add_argument(
         "--max-new-tokens",
         type=int,
@@ -262,10 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("model and swarm (without these: as in the search)")
     model.add_argument("--model", metavar="TEXT", help="the same model in another place")
-    model.add_argument("--revision", metavar="TEXT", help=HELP["model and swarm"]["revision"])
-    model.add_argument(
-        "--backbone", choices=("swarm", "local"), help=HELP["model and swarm"]["backbone"]
-    )
+    model.add_argument("--revision", metavar="TEXT", help=SETTINGS["revision"].help)
+    model.add_argument("--backbone", choices=("swarm", "local"), help=SETTINGS["backbone"].help)
     model.add_argument("--peers", nargs="+", metavar="ADDRESS", help="addresses of your own swarm")
     model.add_argument("--device", metavar="TEXT", help="cpu, cuda, cuda:1 or mps")
     parser.add_argument("--quiet", action="store_true", help="only the result")

@@ -12,13 +12,10 @@ from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.results import Results, load
 from tune_app.run.events import RunState
-from tune_app.run.flags import HELP
 from tune_app.run.run_dir import RunDir, Status
-from tune_app.run.search_config import SearchConfig, TrialConfig
+from tune_app.run.search_config import SearchConfig, TrialConfig, settings_with
+from tune_app.run.settings import Role
 from tune_app.tasks.summary import DataSummary
-
-# Settings of the search that the prompts' own evaluation needs again, beside task and model.
-_SETTINGS = (*HELP["data"], "init_text", "backbone", "peers", "dtype")
 
 
 def export_best(run: RunDir) -> Path | None:
@@ -57,7 +54,7 @@ def export_best(run: RunDir) -> Path | None:
         trained_as=number,
         config=TrialConfig.from_dict(results.configs[number]),
         metrics=_metrics(row, results.metric),
-        search={name: getattr(settings, name) for name in _SETTINGS},
+        search={name: getattr(settings, name) for name in settings_with(Role.PROMPTS)},
         data_fingerprint=begun.fingerprint,
         tune_app=_version(),
         scale=None if summary is None else summary.scale,

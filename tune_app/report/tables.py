@@ -10,9 +10,8 @@ import yaml
 from tune_app.report.importance import importance
 from tune_app.report.results import Results, load
 from tune_app.run.run_dir import RunDir
-
-# What a second search must not take over from the first.
-_OF_THIS_RUN = ("out", "trial")
+from tune_app.run.search_config import settings_with
+from tune_app.run.settings import Role
 
 
 def tables(results: Results) -> dict[Path, Callable[[], str]]:
@@ -39,7 +38,8 @@ def write_tables(run: RunDir) -> Results:
 
 def best_yaml(results: Results, trial: int) -> str:
     """The search's own settings with a trial's config under `trial`: goes back into --config."""
-    settings = {key: value for key, value in results.settings.items() if key not in _OF_THIS_RUN}
+    own = ("trial", *settings_with(Role.ONE_CALL))
+    settings = {key: value for key, value in results.settings.items() if key not in own}
     document = {**settings, "trial": results.configs.get(trial, {})}
     head = f"# Trial {trial} of {results.run.path.name}. For --config of search and train.\n"
     return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

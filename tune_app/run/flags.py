@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_app.run.search_config import ONE_CALL_ONLY, ConfigError, SearchConfig, read_settings
+from tune_app.run.search_config import (
+    SETTINGS,
+    ConfigError,
+    SearchConfig,
+    read_settings,
+    settings_under,
+    settings_with,
+)
+from tune_app.run.settings import Role
 from tune_app.run.typed import convert_fields, did_you_mean
 
 DESCRIPTION = """\
@@ -27,82 +35,6 @@ Settings may also stand in a YAML file (--config), under the same names: `batch-
 Flags win over the file, the file over the defaults. What a search found is such a file
 (best.yaml in the folder of the run).
 """
-
-
-# Group of --help -> field -> its text. A test holds it against the fields of SearchConfig.
-HELP = {
-    "what to search": {
-        "space": "a name in search_spaces/, a .yaml file, or Optuna define-by-run Python as "
-        "module:function or file.py:function",
-        "task": "what the model learns: classification, causal-lm or regression (a number for each "
-        "text)",
-    },
-    "data": {
-        "train": "training file: csv, tsv, jsonl, json, parquet or txt, a path or a URL that "
-        "pandas opens; without one, the built-in text of the task",
-        "valid": "validation file; without one, a tenth of --train",
-        "test": "test file, seen by no trial, only by --confirm",
-        "text_column": "column of the text in your files",
-        "label_column": "column of the label: a class, or for regression a number",
-        "encoding": "of text files: cp1252, utf-16, ...; without it, UTF-8 or what a byte order "
-        "mark says",
-        "delimiter": "between the fields of csv and tsv: one character or tab; without it, from "
-        "the file",
-    },
-    "model and swarm": {
-        "model": "demo, a model's folder, or its name on a hub (organisation/name)",
-        "revision": "branch, tag or commit of a model on a hub; without it, its main branch",
-        "backbone": "where the frozen blocks run: on Petals servers or in this process",
-        "peers": "multiaddresses of your own swarm; without any, a private swarm is started",
-        "request_tokens": "rows times tokens that your servers take in one request "
-        "(their --max_batch_size); without it 1024, as Petals' client sends",
-        "device": "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu",
-        "dtype": "float32, bfloat16 or float16",
-    },
-    "each trial": {
-        "tuning_mode": "prompts before the input, or deep ones in every block",
-        "prompt_length": "trained prompt vectors",
-        "init_text": "what prompts begin with where a config's init is text: words that say the "
-        "task, repeated or cut to the prompt's length",
-        "steps": "optimizer steps of a full trial",
-        "batch_size": "rows in a step",
-        "max_length": "tokens of text in a row, without the prompt",
-        "eval_rows": "validation rows that trials are compared on: a sample, each class with its "
-        "share",
-    },
-    "how to search, and how long": {
-        "trials": "trials of the search, the documented default among them",
-        "time_budget": "stop after this long: seconds, or 10m, 2h",
-        "token_budget": "stop after this many tokens through the backbone: 5e6, 5M",
-        "concurrency": "trials that train at once; without it, from the model and the machine",
-        "sampler": "Optuna's sampler, which suggests the configs",
-        "prior": "off: ignore the space's priors, which say where good values are expected",
-        "scheduler": "Ray Tune's trial scheduler, which stops bad trials early; pbt changes all "
-        "trials while they train, together",
-        "objective": "what is optimised, and decides the answer: loss; accuracy or f1 (macro) of a "
-        "classification; perplexity of causal-lm",
-        "confirm": "best configs that are trained again with fresh seeds; the best of them by "
-        "validation is judged against the default on the test split",
-        "confirm_seeds": "further seeds that judge: 3, and where those do not decide, up to this "
-        "many",
-        "seed": "seed of the suggestions, the data order and the prompts",
-    },
-    "the run": {
-        "out": "folder of the run; without it, runs/<date>-<time>",
-        "resume": "folder of a run to go on with; with more --trials, also a finished one",
-        "allow_changed_space": "resume although space, model or data are not as the run began",
-        "storage": "Optuna storage URL; without it, the study is kept in the run's folder",
-        "mlflow": "tracking URI of an MLflow that gets every trial, too: http://127.0.0.1:5000",
-        "wandb": "project of Weights & Biases that gets every trial, too",
-        "executor": "ray, or in-process: the trials are threads of the command, for debugging",
-        "address": "Ray cluster to join (host:port or auto); without it, Ray starts here",
-        "hosts": "trial hosts, each with its copy of the model; without it, one per GPU or node, "
-        "on a CPU one for 4 trials at once",
-        "dry_run": "print the space, sample configs and the cost, and start nothing",
-        "quiet": "only the result",
-        "verbose": "everything, the logs of Ray and Petals too",
-    },
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,10 +69,10 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
     )
     hints = typing.get_type_hints(SearchConfig)
     defaults = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
-    for title, texts in HELP.items():
+    for title in dict.fromkeys(known.group for known in SETTINGS.values() if known.group):
         group = parser.add_argument_group(title)
-        for name, text in texts.items():
-            hint, default = hints[name], defaults[name]
+        for name in settings_under(title):
+            hint, default, text = hints[name], defaults[name], SETTINGS[name].help
             if hint is bool:
                 group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
                 continue
@@ -191,7 +123,8 @@ def parse_search_args(argv: Sequence[str] | None = None) -> SearchConfig:
         if (folder / "search.yaml").is_file():
             begun, mistakes = read_settings(folder / "search.yaml")
             messages += mistakes
-            values = {k: v for k, v in begun.items() if k not in ONE_CALL_ONLY} | values
+            one_call = settings_with(Role.ONE_CALL)
+            values = {k: v for k, v in begun.items() if k not in one_call} | values
         values["out"] = folder
     if messages:
         raise ConfigError(messages)

@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from tune_app.models.checks import check_checkpoint, was_checked
 from tune_app.models.folder import model_folder, positions
+from tune_app.run.config_checks import check_search_config
 from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig, check_search_config
+from tune_app.run.search_config import ConfigError, SearchConfig, settings_with
+from tune_app.run.settings import Role
 from tune_app.serve.checks import check_petals
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
@@ -73,27 +75,6 @@ def _load_space(config: SearchConfig) -> SearchSpace:
     return load_space(config.space)
 
 
-# What makes trials of one study comparable.
-_SAME_IN_A_RUN = (
-    "task",
-    "train",
-    "valid",
-    "test",
-    "text_column",
-    "label_column",
-    "eval_rows",
-    "model",
-    "revision",
-    "dtype",
-    "tuning_mode",
-    "prompt_length",
-    "init_text",
-    "steps",
-    "batch_size",
-    "max_length",
-)
-
-
 def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> list[str]:
     """What differs from the run that is gone on with, where its trials would not compare."""
     if not run.search_yaml.is_file():  # it was killed before its first trial
@@ -102,7 +83,7 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
     messages = [
         f"--{name.replace('_', '-')}: differs from what the run began with "
         f"({getattr(before, name)}, now {getattr(config, name)})."
-        for name in _SAME_IN_A_RUN
+        for name in settings_with(Role.SAME)
         if getattr(before, name) != getattr(config, name)
     ]
     population = _check_same_population(before, config)

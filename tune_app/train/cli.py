@@ -22,10 +22,17 @@ from tune_app.run.events import (
     TrialReported,
     TrialStarted,
 )
-from tune_app.run.flags import HELP, flag_of, parse_search_args
+from tune_app.run.flags import flag_of, parse_search_args
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status
-from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
+from tune_app.run.search_config import (
+    SETTINGS,
+    ConfigError,
+    SearchConfig,
+    TrialConfig,
+    settings_with,
+)
+from tune_app.run.settings import Role
 from tune_app.run.trial_report import Report, outcome
 from tune_app.search.checks import check_everything
 from tune_app.serve.supervisor import PrivateSwarmError
@@ -39,8 +46,6 @@ Trains one config alone, as a trial of a search would: same data in the same ord
 to begin with, and so the same losses up to rounding. Then the prompts are saved and evaluated on
 the test split. best.yaml of a search is such a config; without one it is the documented default.
 """
-# What says what is trained on what; a search's other settings say how it searches.
-SETTINGS = ("task", *HELP["data"], *HELP["model and swarm"], *HELP["each trial"], "seed")
 _TRIAL = 1  # number 0 is the documented default of a search
 
 
@@ -73,11 +78,10 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
     Raises ConfigError with all mistakes.
     """
     given = {word.partition("=")[0] for word in argv}
-    kept = {*SETTINGS, "out", "quiet", "trial"}
+    kept = settings_with(Role.TRAINING)
     messages = [
         f"{flag_of(name)}: belongs to a search; this command trains one config."
-        for texts in HELP.values()
-        for name in texts
+        for name in SETTINGS
         if name not in kept and flag_of(name) in given
     ]
     try:
@@ -93,9 +97,7 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
     if messages:
         raise ConfigError(messages)
     flags = {
-        name: getattr(config, name)
-        for name in ("tuning_mode", "prompt_length", "steps", "batch_size", "seed")
-        if flag_of(name) in given
+        name: getattr(config, name) for name in settings_with(Role.TRIAL) if flag_of(name) in given
     }
     return config, replace(trial, **flags)
 
@@ -192,9 +194,6 @@ def _help_parser() -> argparse.ArgumentParser:
         prog="python -m tune_app.train",
         usage="python -m tune_app.train [--config FILE] [--out FOLDER] [flags of a search]",
         description=_DESCRIPTION,
-        epilog="Also the flags of tune_app.search that say what is trained on what: "
-        + ", ".join(flag_of(name) for name in SETTINGS)
-        + ". They win over the file.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", nargs="?", metavar="FILE", help="best.yaml of a search, say")
@@ -202,4 +201,11 @@ def _help_parser() -> argparse.ArgumentParser:
         "--out", nargs="?", metavar="FOLDER", help="folder of the run (default: runs/train-<date>)"
     )
     parser.add_argument("--quiet", action="store_true", help="only the results")
+    own = ("out", "quiet", "trial")
+    flags = [flag_of(name) for name in settings_with(Role.TRAINING) if name not in own]
+    parser.epilog = (
+        "Also the flags of tune_app.search that say what is trained on what: "
+        + ", ".join(flags)
+        + ". They win over the file."
+    )
     return parser
