@@ -68,6 +68,8 @@ class Run:
     warmup_steps: int = STEPS // 10
     prompt_length: int = 8
     steps: int = STEPS
+    tuning_mode: str = "ptune"
+    deep_init: str = "normal"
 
     def config(self) -> TrialConfig:
         values = {k: v for k, v in asdict(self).items() if k not in ("model", "task")}
@@ -95,12 +97,18 @@ GRID: list[dict[str, Any]] = [
     for init in ("normal", "vocab", "text", "labels")
     for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 ]
+DEEP: list[dict[str, Any]] = [
+    {"tuning_mode": "deep_ptune", "deep_init": init, "lr": lr}
+    for init in ("normal", "zero")
+    for lr in (3e-4, 1e-3, 3e-3, 1e-2)
+]
 
 
 def plan(model: str, seeds: int) -> Iterator[Run]:
     """The runs that the tables are made of, the decisive ones first."""
     if model == "demo":
-        order = [(s, DECISIVE) for s in range(seeds)] + [(0, FURTHER + GRID), (1, FURTHER)]
+        order = [(s, DECISIVE) for s in range(seeds)] + [(0, FURTHER + GRID)]
+        order += [(0, DEEP), (1, DEEP)]
     else:
         order = [(0, DECISIVE[:2]), (1, DECISIVE[:2]), (0, DECISIVE + FURTHER)]
         order += [(seed, DECISIVE) for seed in range(1, seeds)]

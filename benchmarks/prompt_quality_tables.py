@@ -10,7 +10,6 @@ from collections.abc import Iterable
 import pandas as pd
 
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "demo": "the demo model"}
-CONFIG = ["init", "lr", "warmup_steps", "prompt_length", "steps"]
 DEFAULT = {"init": "normal", "lr": 1e-3, "warmup_steps": 60, "prompt_length": 8, "steps": 60}
 FAIR = DEFAULT | {"warmup_steps": 6}
 WORDS = FAIR | {"init": "vocab"}
@@ -24,12 +23,13 @@ def report(runs: pd.DataFrame) -> str:
         "[README](../README.md#how-good-prompts-get)."
     ]
     for model, name in MODELS.items():
-        of_model = runs[runs["model"] == model]
+        of_model = runs[(runs["model"] == model) & (runs["tuning_mode"] == "ptune")]
         if of_model.empty:
             continue
         parts.append(f"## {name[0].upper()}{name[1:]}")
         parts.append(_decisive(of_model))
-        parts += [_rates(of_model), _starts(of_model), _searches(of_model)]
+        parts += [_rates(of_model), _shapes(of_model), _searches(of_model)]
+        parts.append(_deep(runs[(runs["model"] == model) & (runs["tuning_mode"] == "deep_ptune")]))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -89,17 +89,13 @@ def _rates(runs: pd.DataFrame) -> str:
             continue
         cells = [_pair(of(found, lr=lr)) for lr in sorted(chosen["lr"].unique())]
         rows.append([task, init, *cells])
-    header = [
-        "task",
-        "init",
-        *(f"{lr:.0e}".replace("e-0", "e-") for lr in sorted(chosen["lr"].unique())),
-    ]
+    header = ["task", "init", *map(_rate, sorted(chosen["lr"].unique()))]
     return "Learning rate by start: validation loss / accuracy, seed 0 alone.\n\n" + _table(
         header, rows
     )
 
 
-def _starts(runs: pd.DataFrame) -> str:
+def _shapes(runs: pd.DataFrame) -> str:
     """Prompt length and steps, from words at lr 1e-3."""
     chosen = of(runs, seed=0, init="vocab", lr=1e-3)
     chosen = chosen[chosen["warmup_steps"] * 10 == chosen["steps"]]
@@ -113,6 +109,26 @@ def _starts(runs: pd.DataFrame) -> str:
         "Prompt length and steps, from words at lr 1e-3: validation loss / accuracy, seed 0 alone."
         "\n\n" + _table(header, rows)
     )
+
+
+def _deep(runs: pd.DataFrame) -> str:
+    """Deep prompts that begin as noise or as nothing."""
+    if runs.empty:
+        return ""
+    rates = sorted(runs["lr"].unique())
+    rows = [
+        [task, init, *(_pair(of(runs, task=task, deep_init=init, lr=lr)) for lr in rates)]
+        for task in runs["task"].unique()
+        for init in ("normal", "zero")
+    ]
+    return (
+        "Deep prompts (deep_ptune), learning rate by deep_init: validation loss / accuracy, mean "
+        "of two seeds.\n\n" + _table(["task", "deep_init", *map(_rate, rates)], rows)
+    )
+
+
+def _rate(lr: float) -> str:
+    return f"{lr:.0e}".replace("e-0", "e-")
 
 
 def _searches(runs: pd.DataFrame) -> str:
