@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny_models import write_tiny_model
 from tests.trained import CLASSES, train_run, write_rows
 from tune_app.apply import cli as apply
-from tune_app.apply.inference import open_prompts, row_scores
+from tune_app.apply.inference import open_prompts
+from tune_app.apply.logits import row_scores
 from tune_app.apply.prompts_folder import read_about, read_weights
 from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
@@ -177,3 +178,29 @@ def test_head_that_has_seen_enough(run):
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+def test_a_text_is_drawn_by_a_seed(causal_run, capsys):
+    told = (causal_run.path, "--prompt", "wing nest", "--max-new-tokens", 8)
+    drawn = [_apply(capsys, *told, "--temperature", 2, "--seed", seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert _apply(capsys, *told, "--temperature", 2) == drawn[0]  # seed 0
+    assert _apply(capsys, *told, "--top-p", 1e-6) == _apply(capsys, *told)  # greedy
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (["--temperature", "0"], "--temperature: must be above 0, got 0.0; without it"),
+        (["--top-p", "1.5"], "--top-p: must be above 0 and at most 1, got 1.5."),
+        (["--seed", "3"], "--seed: draws nothing without --temperature or --top-p."),
+        (["--top-p", "0.5", "--seed", "-1"], "--seed: must be 0 or more, got -1."),
+    ],
+)
+def test_what_drawing_refuses(told, said, causal_run):
+    assert said in _mistakes(causal_run.path, "--prompt", "wing", *told)
+
+
+def test_classes_are_not_drawn(run):
+    said = _mistakes(run.path, "--prompt", "wing", "--temperature", "1")
+    assert "--temperature: only where a text is continued (--task causal-lm)." in said

@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Where a library may be imported: a folder, or a module.
 ONLY_IN = {
     "ray": ("search/ray_tune/",),
-    "petals": ("backbones/swarm.py", "serve/", "petals_compat.py"),
+    "petals": ("backbones/swarm.py", "backbones/swarm_session.py", "serve/", "petals_compat.py"),
     "hivemind": ("backbones/swarm.py", "serve/", "petals_compat.py"),
     "mlflow": ("search/checks.py",),
     "wandb": ("search/checks.py",),

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaConfig, Qwen3Config
 
 from tests.tiny_models import write_tiny_model
-from tune_app.apply.inference import next_token_logits, row_scores
+from tune_app.apply.logits import next_token_logits, row_scores
 from tune_app.apply.prompts_folder import About, read_about, read_weights, write_prompts
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone

@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.tiny_models import write_tiny_model
 from tests.trials import CLASSES, VOCAB
-from tune_app.apply.inference import row_scores
+from tune_app.apply.logits import row_scores
 from tune_app.apply.prompts_folder import read_about
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,11 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import DATA, SETTINGS, ConfigError, SearchConfig, settings_under
 from tune_app.search.checks import check_everything
 from tune_app.serve.supervisor import PrivateSwarmError
+from tune_app.tasks.known import task_named
 from tune_app.train.one_process import Terminal
 
 if TYPE_CHECKING:
+    from tune_app.apply.generation import Sampling
     from tune_app.apply.inference import Prompts
 
 _DESCRIPTION = """\
@@ -114,6 +117,22 @@ def _check(options: argparse.Namespace, config: SearchConfig, about: About) -> N
         messages.append(f"--input: there is no file {str(options.input)!r}.")
     if options.max_new_tokens < 1:
         messages.append(f"--max-new-tokens: must be 1 or more, got {options.max_new_tokens}.")
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
+        messages.append(
+            f"--temperature: must be above 0, got {options.temperature}; without it (and --top-p) "
+            "the likeliest token is taken."
+        )
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        messages.append(f"--top-p: must be above 0 and at most 1, got {options.top_p}.")
+    drawn = [f for f in ("temperature", "top_p", "seed") if vars(options)[f] is not None]
+    completes = task_named(about.task).answer is None
+    if drawn and (not completes or options.evaluate is not None):
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in drawn)
+        messages.append(f"{flags}: only where a text is continued (--task causal-lm).")
+    elif drawn == ["seed"]:
+        messages.append("--seed: draws nothing without --temperature or --top-p.")
+    elif options.seed is not None and options.seed < 0:
+        messages.append(f"--seed: must be 0 or more, got {options.seed}.")
     if options.peers and options.backbone == "local":
         messages.append("--peers: only with --backbone swarm, got --backbone local.")
     try:
@@ -219,13 +238,26 @@ def _complete(options: argparse.Namespace, prompts: Prompts, terminal: Terminal)
         if sys.stdin.isatty():
             terminal.say("the text to go on with, please; Ctrl-D ends it")
         text = sys.stdin.read().rstrip("\n")
-    pieces = prompts.complete(text, options.max_new_tokens)
+    pieces = prompts.complete(text, options.max_new_tokens, _sampling(options))
     first = next(pieces, "")
     terminal.erase()
     print(text, end=first, flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _sampling(options: argparse.Namespace) -> Sampling | None:
+    """None: greedy."""
+    from tune_app.apply.generation import Sampling
+
+    if options.temperature is None and options.top_p is None:
+        return None
+    return Sampling(
+        temperature=1.0 if options.temperature is None else options.temperature,
+        top_p=1.0 if options.top_p is None else options.top_p,
+        seed=options.seed or 0,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,7 +289,25 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=40,
         metavar="N",
-        help="longest continuation, greedy (default: %(default)s)",
+        help="longest continuation (default: %(default)s)",
+    )
+    text.add_argument(
+        "--temperature",
+        type=float,
+        metavar="NUMBER",
+        help="draw tokens in place of the likeliest one: below 1 closer to it, above 1 freer",
+    )
+    text.add_argument(
+        "--top-p",
+        type=float,
+        metavar="NUMBER",
+        help="draw from the likeliest tokens that together have this probability",
+    )
+    text.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of what is drawn (default: 0, so the same call draws the same text)",
     )
     model = parser.add_argument_group("model and swarm (without these: as in the search)")
     model.add_argument("--model", metavar="TEXT", help="the same model in another place")

@@ -12,15 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from tune_app.apply.generation import Sampling, chooser, continuation
+from tune_app.apply.logits import class_probabilities, row_scores
 from tune_app.apply.prompts_folder import About, read_weights
 from tune_app.backbones.packer import run_alone
-from tune_app.backbones.packing import Sums
-from tune_app.models.folder import model_folder, positions
+from tune_app.models.folder import end_tokens, model_folder, positions
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.tasks.base import Task
-from tune_app.tasks.data import Dataset, last_token
+from tune_app.tasks.data import Dataset
 from tune_app.tasks.known import task_named
 from tune_app.train.loop import EVALUATION_ROWS, evaluation_batches
 from tune_app.train.one_process import open_alone
@@ -29,12 +28,17 @@ from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tuned prompts on an open backbone; `most_positions` is None where the model has no limit."""
+    """Tuned prompts on an open backbone.
+
+    most_positions: None where the model has no limit
+    end_tokens: of which any ends a text
+    """
 
     about: About
     model: PromptTunedModel
     tokenizer: Any
     most_positions: int | None
+    end_tokens: frozenset[int]
 
     @property
     def task(self) -> Task:
@@ -58,12 +62,11 @@ class Prompts:
         scores_BC = row_scores(self.model, self._rows(texts))
         return self.task.answer(scores_BC, self.about.class_names, self.about.scale)
 
-    def complete(self, text: str, max_new_tokens: int) -> Iterator[str]:
-        """Yields the continuation piece by piece: greedy, up to the end-of-text token.
-
-        Each token takes a whole forward pass over all before it: no cache is kept, neither here
-        nor on servers. Right for looking at what prompts do, slow for long texts.
-        Raises ConfigError where the model has too few positions.
+    def complete(
+        self, text: str, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[str]:
+        """Yields the continuation piece by piece, up to an end-of-text token; greedy where nothing
+        is sampled. Raises ConfigError where the model has too few positions.
         """
         (ids,) = self._tokens([text])
         prompt, tokenizer = self.about.config.prompt_length, self.tokenizer
@@ -75,10 +78,10 @@ class Prompts:
             )
         # Decoded as a whole each time: a piece alone loses its leading space, or half a character.
         done = tokenizer.decode(ids, skip_special_tokens=True)
-        for _ in range(max_new_tokens):
-            ids.append(int(next_token_logits(self.model, ids).argmax()))
-            if ids[-1] == tokenizer.eos_token_id:
+        for token in continuation(self.model, ids, max_new_tokens, chooser(sampling)):
+            if token in self.end_tokens:
                 return
+            ids.append(token)
             whole = tokenizer.decode(ids, skip_special_tokens=True)
             if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield whole[len(done) :]
@@ -106,50 +109,6 @@ def open_prompts(
         trial = replace(about.config, init="normal", deep_init="normal")
         model = PromptTunedModel(backbone, run, task, task.outputs(about.class_names), trial)
         model.load_state_dict(read_weights(folder))
-        yield Prompts(
-            about, model, tokenizer, positions(model_folder(config.model, config.revision))
-        )
-
-
-def row_scores(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B, C]: the score head's outputs for each row of token ids, none of them empty: a score for
-    each class, say."""
-    batch = Dataset(rows, [0] * len(rows)).batch(range(len(rows)))  # labels: not looked at
-    score_CH = model.score
-    if score_CH is None:
-        raise ValueError("the prompts have no score head: they were tuned to complete texts")
-
-    def scores(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
-        pooled_BH = last_token(hidden_BTH, batch.lengths_B[part])
-        return pooled_BH.to(score_CH.dtype) @ score_CH.T
-
-    return _apply(model, batch, scores)
-
-
-def class_probabilities(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B, C], float32: `row_scores` as probabilities of classes."""
-    return row_scores(model, rows).float().softmax(-1)
-
-
-def next_token_logits(model: PromptTunedModel, tokens: Sequence[int]) -> torch.Tensor:
-    """[V]: the logits of what comes after the tokens."""
-
-    def last_logits(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
-        return model.backbone.logits(hidden_BTH[:, -1:])[:, 0]
-
-    return _apply(model, Dataset([tokens]).batch([0]), last_logits)[0]
-
-
-@torch.no_grad()
-def _apply(
-    model: PromptTunedModel, batch: Any, head: Callable[[torch.Tensor, slice], torch.Tensor]
-) -> torch.Tensor:
-    """`head` of the final hidden states, over all rows of the batch in their order."""
-    outputs: dict[int, torch.Tensor] = {}
-
-    def keep(hidden_BTH: torch.Tensor, part: slice) -> tuple[torch.Tensor, Sums]:
-        outputs[part.start] = head(hidden_BTH, part)
-        return hidden_BTH.new_zeros(()), {}
-
-    run_alone(model.backbone, replace(model.request(batch, needs_grad=False), head=keep))
-    return torch.cat([outputs[start] for start in sorted(outputs)])
+        files = model_folder(config.model, config.revision)
+        ends = frozenset({tokenizer.eos_token_id, *end_tokens(files)})
+        yield Prompts(about, model, tokenizer, positions(files), ends)

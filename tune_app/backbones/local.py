@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from tune_app.backbones.protocol import PackLimits, Traffic
 from tune_app.models.parts import Whole, blocks_of, load_whole
@@ -45,6 +46,9 @@ class LocalBackbone:
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return self._whole.head(hidden_BTH)
+
+    def session(self, deep_LBPH: torch.Tensor | None, most_positions: int) -> LocalSession:
+        return LocalSession(self._whole, deep_LBPH)
 
     def health(self) -> None:
         return None
@@ -98,3 +102,19 @@ class LocalBackbone:
         import psutil
 
         return int(psutil.virtual_memory().available * self._memory_share)
+
+
+class LocalSession:
+    """Session of a LocalBackbone; see the protocol."""
+
+    def __init__(self, whole: Whole, deep_LBPH: torch.Tensor | None) -> None:
+        self._whole, self._deep_LBPH = whole, deep_LBPH
+        self._cache = DynamicCache(config=whole.trunk.config)
+
+    @torch.no_grad()
+    def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
+        deep_LBPH, self._deep_LBPH = self._deep_LBPH, None  # for the first positions only
+        return self._whole(embeds_BSH, deep_LBPH, self._cache)
+
+    def close(self) -> None:
+        pass

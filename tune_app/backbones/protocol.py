@@ -60,6 +60,19 @@ class BackboneUnavailable(RuntimeError):
     """The backbone itself is gone (no server answered in time): no trial's fault."""
 
 
+class Session(Protocol):
+    """Texts of one length that grow; what the blocks know of the positions so far is kept."""
+
+    def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
+        """Appends S positions, prompts among them; their hidden states after the final norm.
+
+        [B, S, H] -> [B, S, H], without gradients. Raises BackboneUnavailable.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Backbone(Protocol):
     """A frozen causal language model, cut where prompt tuning needs it.
 
@@ -88,6 +101,10 @@ class Backbone(Protocol):
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         """Next-token logits [B, T, V]."""
+        ...
+
+    def session(self, deep_LBPH: torch.Tensor | None, most_positions: int) -> Session:
+        """A text of at most so many positions; deep prompts are added to its first P ones."""
         ...
 
     def health(self) -> SwarmHealth | None:

@@ -29,6 +29,7 @@ from tune_app.backbones.protocol import (
     SwarmHealth,
     Traffic,
 )
+from tune_app.backbones.swarm_session import SwarmSession
 from tune_app.models.parts import Ends, load_ends
 from tune_app.serve.asking import (
     BACKWARD_FOLLOWS,
@@ -129,6 +130,9 @@ class SwarmBackbone:
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return self._ends.head(hidden_BTH)
+
+    def session(self, deep_LBPH: torch.Tensor | None, most_positions: int) -> SwarmSession:
+        return SwarmSession(self._ends, self._manager, deep_LBPH, most_positions)
 
     def _remote_blocks(
         self, deep_LBPH: torch.Tensor | None, hidden_BSH: torch.Tensor

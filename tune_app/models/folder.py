@@ -57,3 +57,12 @@ def positions(folder: Path) -> int | None:
         return None
     value = config.get("max_position_embeddings")
     return int(value) if value else None
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """The tokens that end a text by the model's generation_config.json, where it has one."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return set()
+    ends = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    return set(ends) if isinstance(ends, list) else {ends} - {None}

@@ -1,0 +1,85 @@
+"""One text on a swarm whose servers keep the keys and values of what came before.
+
+Over Petals' `rpc_inference`, without its client's way of going on when a server is lost: that one
+leaves out deep prompts, and gives the servers after the lost one positions twice. Here all begins
+anew with the whole text so far.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: I001 (petals can only be imported after petals_compat)
+import time
+import uuid
+from typing import Any
+
+import torch
+
+import tune_app.petals_compat  # noqa: F401
+from petals.client.inference_session import InferenceSession
+from petals.utils.misc import DUMMY, DUMMY_INT64
+
+from tune_app.backbones.protocol import BackboneUnavailable
+from tune_app.models.parts import Ends
+
+
+class SwarmSession:
+    """Session of a SwarmBackbone; see the protocol."""
+
+    def __init__(
+        self, ends: Ends, manager: Any, deep_LBPH: torch.Tensor | None, most_positions: int
+    ) -> None:
+        self._ends, self._manager, self._deep_LBPH = ends, manager, deep_LBPH
+        self._most_positions = most_positions
+        self._embeds_BSH: torch.Tensor | None = None  # all so far
+        self._servers: list[Any] = []  # Petals' sessions, in the order of their blocks
+        self._opening = InferenceSession(manager, most_positions)
+
+    @torch.no_grad()
+    def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
+        parts = [embeds_BSH] if self._embeds_BSH is None else [self._embeds_BSH, embeds_BSH]
+        self._embeds_BSH = torch.cat(parts, dim=1)
+        new = embeds_BSH.shape[1]
+
+        def blocks(hidden_BSH: torch.Tensor) -> torch.Tensor:
+            """Right for the new positions; those before are looked at by nobody."""
+            return torch.cat([hidden_BSH[:, :-new], self._remote(hidden_BSH, new)], dim=1)
+
+        # What is before the blocks gets the whole text, for GPT-2 numbers its positions there.
+        return self._ends(self._embeds_BSH, blocks)[:, -new:]
+
+    def close(self) -> None:
+        self._opening._exit_server_sessions(self._servers)
+        self._servers = []
+
+    def _remote(self, hidden_BSH: torch.Tensor, new: int) -> torch.Tensor:
+        """The blocks' output for the last `new` positions of hidden [B, S, H]."""
+        for attempt in range(self._manager.config.max_retries):
+            try:
+                if self._servers:
+                    return self._step(hidden_BSH[:, -new:], DUMMY)
+                self._open()
+                deep = DUMMY if self._deep_LBPH is None else self._deep_LBPH
+                return self._step(hidden_BSH, deep)[:, -new:]
+            except Exception as error:  # Petals raises whatever it met; all of it means the same
+                failure = error
+            self.close()
+            time.sleep(self._manager.get_retry_delay(attempt))
+        raise BackboneUnavailable(f"no server went on with the text: {failure!r}") from failure
+
+    def _open(self) -> None:
+        route = self._manager.make_sequence(
+            0, len(self._manager), mode="min_latency", cache_tokens_needed=self._most_positions
+        )
+        self._servers = self._opening._enter_server_sessions(route)
+
+    def _step(self, hidden_BSH: torch.Tensor, deep_LBPH: torch.Tensor) -> torch.Tensor:
+        step_id = str(uuid.uuid4())
+        for server in self._servers:
+            deep = deep_LBPH[server.span.start : server.span.end]
+            try:
+                hidden_BSH = server.step(hidden_BSH, deep, DUMMY_INT64, step_id=step_id)
+            except Exception:
+                self._manager.on_request_failure(server.span.peer_id)
+                raise
+            self._manager.on_request_success(server.span.peer_id)
+        return hidden_BSH
