@@ -80,7 +80,8 @@ def main() -> int:
         for name, value in row.items()
         if not value <= ALIKE["bfloat16" if "bfloat16" in name else "float32"]
     ]
-    print(*[f"DIFFERENT: {text}" for text in wrong], sep="\n")
+    for text in wrong:
+        print(f"DIFFERENT: {text}")
     return 1 if wrong else 0
 
 
