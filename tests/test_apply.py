@@ -101,6 +101,26 @@ def test_lines_in_labels_out(run, capsys, monkeypatch):
                 )
 
 
+def test_a_table_is_answered_row_by_row_and_its_header_is_none(run, tmp_path, capsys):
+    file = write_rows(tmp_path / "mine.csv", 300, 6)
+    texts = [line.split(",")[0] for line in file.read_text().splitlines()[1:]]
+    (tmp_path / "marked.txt").write_text("\n".join(texts), "utf-8-sig")
+    of_table = _apply(capsys, run.path, "--input", file)
+    assert of_table.count("\n") == len(texts)
+    assert _apply(capsys, run.path, "--input", tmp_path / "marked.txt") == of_table
+
+
+def test_a_file_in_another_encoding_is_refused_in_one_line_or_read_as_told(run, tmp_path, capsys):
+    file = tmp_path / "latin1.txt"
+    file.write_bytes(
+        "\N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER A}".encode("latin-1")
+    )
+    assert apply.main([str(run.path), "--input", str(file)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"{file}: is not utf-8 text; give its --encoding")
+    assert _apply(capsys, run.path, "--input", file, "--encoding=latin-1").count("\n") == 1
+
+
 def test_greedy_continuation_is_hugging_faces(causal_run, capsys):
     about = read_about(causal_run.prompts)
     model = AutoModelForCausalLM.from_pretrained(about.model.name)

@@ -50,7 +50,8 @@ def test_shipped_space_contains_the_documented_default(name):
         expected = replace(base, tuning_mode="deep_ptune" if name == "deep" else "ptune")
         assert (default.origin, default.config) == ("default", expected)
         assert default.params is not None
-        assert space.trial_config(default.params, base) == expected
+        kept = replace(expected, warmup_steps=min(expected.warmup_steps, expected.steps))
+        assert space.trial_config(default.params, base) in (expected, kept)
 
 
 @pytest.mark.parametrize("name", ["default", "quick", "deep", "conditional"])
@@ -344,3 +345,11 @@ def test_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_warmup_longer_than_the_trial_is_kept_as_the_steps_that_it_gets(tmp_path):
+    space = make(tmp_path, "parameters: {warmup_steps: {space: randint, lower: 400, upper: 500}}")
+    assert space.longest_warmup() in (499, 500)
+    short, long = replace(BASE, steps=10), replace(BASE, steps=1000)
+    assert space.trial_config({"warmup_steps": 454}, short).warmup_steps == 10
+    assert space.trial_config({"warmup_steps": 454}, long).warmup_steps == 454

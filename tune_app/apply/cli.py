@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -136,7 +135,10 @@ def _check(options: argparse.Namespace, config: SearchConfig, about: About) -> N
     if options.peers and options.backbone == "local":
         messages.append("--peers: only with --backbone swarm, got --backbone local.")
     try:
-        check_everything(replace(config, prompt_length=about.config.prompt_length))
+        check_everything(
+            replace(config, prompt_length=about.config.prompt_length),
+            needs_data=options.evaluate == _TEST_SPLIT,
+        )
     except ConfigError as error:
         # These two are the search's own and no flags of this command.
         messages += [
@@ -216,16 +218,45 @@ def _answer(options: argparse.Namespace, prompts: Prompts, terminal: Terminal) -
 
 
 def _lines(options: argparse.Namespace, terminal: Terminal) -> Iterator[list[str]]:
-    """The texts to answer, some at a time; one at a time where a person types them."""
+    """The texts to answer, some at a time; one at a time where a person types them.
+
+    A table's texts are those of its text column, a row each; of any other file, its lines.
+    """
     if options.prompt is not None:
         yield [options.prompt.strip()]
         return
-    typed = options.input is None and sys.stdin.isatty()
+    if options.input is not None:
+        texts = iter(_texts_of(options, terminal))
+        while lines := [text.strip() for text in islice(texts, _LINES_AT_ONCE)]:
+            yield lines
+        return
+    typed = sys.stdin.isatty()
     if typed:
         terminal.say("a text a line, please; Ctrl-D ends")
-    with nullcontext(sys.stdin) if options.input is None else options.input.open() as file:
-        while lines := [line.strip() for line in islice(file, 1 if typed else _LINES_AT_ONCE)]:
-            yield lines
+    while lines := [line.strip() for line in islice(sys.stdin, 1 if typed else _LINES_AT_ONCE)]:
+        yield lines
+
+
+def _texts_of(options: argparse.Namespace, terminal: Terminal) -> list[str]:
+    from tune_app.tasks.files import is_table
+    from tune_app.tasks.readers import Reading, read_texts
+
+    path = str(options.input)
+    if not is_table(path):
+        return _read(options).splitlines()
+    names = ("text_column", "encoding", "delimiter")
+    reading = Reading("none", **{name: vars(options)[name] for name in names})
+    texts = read_texts(path, reading, keep_empty=True)
+    for note in texts.notes or [f"{options.input.name}: {texts.columns}"]:
+        terminal.say(f"note: {note}")
+    return texts.texts
+
+
+def _read(options: argparse.Namespace) -> str:
+    """The file of --input. Raises ConfigError where it is not text."""
+    from tune_app.tasks.files import decoded
+
+    return decoded(str(options.input), options.input.read_bytes(), options.encoding)
 
 
 def _complete(options: argparse.Namespace, prompts: Prompts, terminal: Terminal) -> None:
@@ -233,7 +264,7 @@ def _complete(options: argparse.Namespace, prompts: Prompts, terminal: Terminal)
     if options.prompt is not None:
         text = options.prompt
     elif options.input is not None:
-        text = options.input.read_text("utf-8").rstrip("\n")
+        text = _read(options).rstrip("\n")
     else:
         if sys.stdin.isatty():
             terminal.say("the text to go on with, please; Ctrl-D ends it")
@@ -270,7 +301,10 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt", metavar="TEXT", help="the text to complete, to classify or to give its number"
     )
     text.add_argument(
-        "--input", type=Path, metavar="FILE", help="the text to complete, or one text a line"
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="the text to complete, one text a line, or a table (csv, tsv, jsonl, json, parquet)",
     )
     text.add_argument(
         "--evaluate",

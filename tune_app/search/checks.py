@@ -27,12 +27,13 @@ from tune_app.tasks.known import check_task
 _PEER_TIMEOUT_S = 5.0
 
 
-def check_everything(config: SearchConfig) -> SearchSpace:
+def check_everything(config: SearchConfig, *, needs_data: bool = True) -> SearchSpace:
     """The search's space, once all of the config is found to be usable.
 
+    needs_data: whether the data of the search are to be read, which prompts can do without
     Raises ConfigError with every mistake.
     """
-    messages = check_search_config(config) + check_task(config)
+    messages = check_search_config(config) + check_task(config, needs_data=needs_data)
     if config.backbone == "swarm":
         messages += check_petals()
     space = None

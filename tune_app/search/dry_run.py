@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tune_app.models.folder import model_folder
 from tune_app.report.confirmation import CHOOSING_SEEDS
 from tune_app.report.evidence import next_look
 from tune_app.report.words import count, duration, number
@@ -18,10 +19,11 @@ _STOPS = {
 def dry_run(config: SearchConfig, space: SearchSpace) -> str:
     """What `python -m tune_app.search` would do, for the terminal."""
     names = list(space.sampled_names)
-    rows = [
-        [number(point[name], name) if name in point else "-" for name in names]
-        for point in space.sample(_SAMPLES, config.seed)
-    ]
+    base = config.base_trial()
+    rows = []
+    for point in space.sample(_SAMPLES, config.seed):
+        trial = space.trial_config(point, base)  # as it would be kept
+        rows.append([number(getattr(trial, n), n) if n in point else "-" for n in names])
     widths = [max(len(row[i]) for row in [names, *rows]) for i in range(len(names))]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [names, *rows]]
     return "\n".join(
@@ -34,9 +36,34 @@ def dry_run(config: SearchConfig, space: SearchSpace) -> str:
             "",
             *table,
             "",
+            *_data(config),
+            *_notes(config, space),
+            "",
             *_cost(config),
         ]
     )
+
+
+def _data(config: SearchConfig) -> list[str]:
+    """All that is known of the data, tokenised as the trials would have them."""
+    from transformers import AutoTokenizer  # seconds, which the mistakes have not had to wait for
+
+    from tune_app.tasks.loading import load_task_data
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder(config.model, config.revision)))
+    data = load_task_data(config, tokenizer)
+    lines = ["The data:", *(f"  {line}" for line in data.summary.in_words(data.task.metric))]
+    return lines + [f"  note: {note}" for note in data.notes]
+
+
+def _notes(config: SearchConfig, space: SearchSpace) -> list[str]:
+    longest = space.longest_warmup()
+    if longest <= config.steps:
+        return []
+    return [
+        f"note: warmup_steps goes up to {longest}, and a trial has {config.steps} steps: a longer "
+        f"warmup is one of {config.steps} steps, and the config says so"
+    ]
 
 
 def _cost(config: SearchConfig) -> list[str]:

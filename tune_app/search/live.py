@@ -31,6 +31,8 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.progress import Progress
 from tune_app.search.trial_job import seed_index_of
+from tune_app.tasks.known import task_named
+from tune_app.tasks.summary import DataSummary
 
 if TYPE_CHECKING:
     from tune_app.search.executor import Executor
@@ -91,6 +93,10 @@ class LiveView:
     def introduce(self, executor: Executor) -> None:
         """What is known before the first trial: where the results go, where to watch."""
         self.say(f"run directory: {self._run.path}")
+        data = DataSummary.from_dict(executor.about.get("data"))
+        if data is not None:
+            for line in data.in_words(task_named(self._config.task).metric):
+                self.say(line)
         for note in executor.about["notes"]:
             self.say(f"note: {note}")
         if executor.dashboard:

@@ -218,10 +218,26 @@ class SearchSpace:
     def trial_config(self, params: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
         """The config of a trial: `params` over `fixed` over `base` (SearchConfig.base_trial()).
 
+        A warmup that is longer than the trial is kept as the steps that it gets, so that the config
+        says what was trained, also for a longer run.
+
         Raises:
             ConfigError: unknown names or values of the wrong type.
         """
-        return TrialConfig.from_dict({**self.fixed, **params}, base)
+        values = {**self.fixed, **params}
+        config = TrialConfig.from_dict(values, base)
+        if "warmup_steps" in values and config.warmup_steps > config.steps:
+            return replace(config, warmup_steps=config.steps)
+        return config
+
+    def longest_warmup(self) -> int:
+        """The largest warmup_steps that it can suggest or fixes; 0 where it does neither."""
+        distribution = self.distributions().get("warmup_steps")
+        if isinstance(distribution, IntDistribution):
+            return distribution.high
+        if isinstance(distribution, CategoricalDistribution):
+            return max(int(str(choice)) for choice in distribution.choices)
+        return int(self.fixed.get("warmup_steps", 0))
 
     def default_config(self, base: TrialConfig) -> TrialConfig:
         """The documented default as this space runs it: see RUN_FIELDS."""

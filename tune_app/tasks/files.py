@@ -49,6 +49,11 @@ def source_name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "the table"
 
 
+def is_table(path: str) -> bool:
+    """Whether the file's ending is that of rows and columns."""
+    return _suffix(path) in FORMATS[:-1]
+
+
 def keep_table(source: Source, file: Path) -> str:
     """The path or URL that a search can be given for `source`: itself, or for a table in memory
     `file` (.parquet), where the table is written to, so that every process and a later call have

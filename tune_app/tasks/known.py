@@ -19,13 +19,15 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def check_task(config: SearchConfig) -> list[str]:
-    """What is wrong with the task and the settings that only some tasks have; messages name
-    flags."""
+def check_task(config: SearchConfig, *, needs_data: bool = True) -> list[str]:
+    """What is wrong with the task and the settings that only some tasks have; messages name flags.
+
+    needs_data: whether the data of the search are to be read
+    """
     if config.task not in TASKS:
         return [f"--task: {one_of(config.task, TASKS)}"]
     task, messages = TASKS[config.task], []
-    if config.train is None and task.built_in is None:
+    if needs_data and config.train is None and task.built_in is None:
         messages.append(f"--train: --task {task.name} has no built-in data; give --train.")
     if config.label_column is not None and task.labels == "none":
         messages.append(f"--label-column: --task {task.name} learns from text alone; leave it out.")

@@ -46,6 +46,26 @@ class DataSummary:
         """The mapping that `from_dict` takes, as JSON gives it back."""
         return asdict(self)
 
+    def in_words(self, metric: str) -> list[str]:
+        """Lines for the terminal: rows, columns, classes and what one constant answer reaches."""
+        rows = ", ".join(f"{amount:,} {split}" for split, amount in self.rows.items())
+        lines = [f"rows: {rows}"]
+        for columns in dict.fromkeys(self.columns.values()):
+            lines.append(f"columns: {columns}")
+        if self.class_names:
+            most = sorted(zip(self.class_counts["train"], self.class_names, strict=True))[::-1]
+            more = f", and {len(most) - 12} more" if len(most) > 12 else ""
+            named = ", ".join(f"{name} {amount:,}" for amount, name in most[:12])
+            lines.append(f"{len(most)} classes in train: {named}{more}")
+        reached = ", ".join(
+            f"{self.constant[split]:.3f} on {split}"
+            for split in ("valid", "test")
+            if split in self.constant
+        )
+        if reached:
+            lines.append(f"always answering {self.constant_answer!r}: {metric} {reached}")
+        return lines
+
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any] | None) -> DataSummary | None:
         """The summary in an event; None in one of a run that was made before there were any.
