@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": _BELOW_TRAIN,
     "search": _BELOW_TRAIN | {"train"},
     "apply": _BELOW_TRAIN | {"train"},
+    "api": _BELOW_TRAIN | {"train", "search", "apply"},
 }
 # Loaded by every trial actor, or by whoever only wants to look at results: these start fast.
 LIGHT = (

@@ -14,14 +14,6 @@ from typing import TYPE_CHECKING
 from tune_app.apply.export import export_best
 from tune_app.report.tables import write_tables
 from tune_app.report.words import duration, number
-from tune_app.run.events import (
-    EventLog,
-    SearchEnded,
-    SearchStarted,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-)
 from tune_app.run.flags import flag_of, parse_search_args
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status
@@ -33,13 +25,14 @@ from tune_app.run.search_config import (
     settings_with,
 )
 from tune_app.run.settings import Role
-from tune_app.run.trial_report import Report, outcome
+from tune_app.run.trial_report import Report
 from tune_app.search.checks import check_everything
 from tune_app.serve.supervisor import PrivateSwarmError
-from tune_app.train.one_process import Terminal, open_alone
+from tune_app.train.one_process import Terminal
+from tune_app.train.single import train_single
 
 if TYPE_CHECKING:
-    from tune_app.backbones.packing import Answer, Request
+    from tune_app.tasks.data import TaskData
 
 _DESCRIPTION = """\
 Trains one config alone, as a trial of a search would: same data in the same order, same prompts
@@ -103,72 +96,24 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
 
 
 def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
-    """Trains, and leaves a run directory of one trial, which the other commands take as any."""
-    with (
-        Terminal(quiet=config.quiet) as terminal,
-        open_alone(config, progress=terminal.progress) as (backbone, tokenizer),
-    ):
-        from tune_app.backbones.packer import run_alone
-        from tune_app.backbones.protocol import BackboneUnavailable
-        from tune_app.tasks.loading import load_task_data
-        from tune_app.train.loop import TrainingRun, test_metrics
-        from tune_app.train.prompt_model import PromptTunedModel
+    """Trains, shows how it goes, and exports the prompts."""
+    with Terminal(quiet=config.quiet) as terminal:
 
-        terminal.progress("reading the data")
-        data = load_task_data(config, tokenizer)
-        terminal.say(f"run directory: {run.path}")
-        for note in data.notes:
-            terminal.say(f"note: {note}")
-
-        def run_request(request: Request) -> Answer:
-            terminal.passing(f"step {training.step} of {trial.steps} ...")
-            return run_alone(backbone, request)
-
-        model = PromptTunedModel(backbone, run_request, data.task, data.outputs, trial, data.start)
-        training = TrainingRun(model, data, trial)
-        metric, log = data.task.metric, EventLog(run)
-
-        def report(report: Report) -> None:
-            run.write_atomic(run.checkpoint(_TRIAL) / "state.pt", training.state())
-            last = report.step == trial.steps and not report.diverged
-            tested = test_metrics(model, data) if last else {}
-            report = replace(report, metrics={**report.metrics, **tested})
-            log.record(TrialReported(trial=_TRIAL, report=report))
+        def reported(report: Report, data: TaskData) -> None:
+            metric, tested = data.task.metric, report.metrics.get("test_loss")
             terminal.erase()
             print(_line(report, trial.steps, metric), flush=True)
-            if tested:
-                print(f"test loss {number(tested['test_loss'], 'loss')}", end=", ")
-                print(f"{metric} {number(tested[f'test_{metric}'], metric)}", end=" ")
+            if tested is not None:
+                print(f"test loss {number(tested, 'loss')}", end=", ")
+                print(f"{metric} {number(report.metrics[f'test_{metric}'], metric)}", end=" ")
                 print(f"({len(data.test)} rows)", flush=True)
 
-        settings = replace(config, trial=trial.to_dict())
-        run.write_atomic(run.search_yaml, settings.to_yaml())
-        log.record(
-            SearchStarted(
-                trials=1,
-                task=data.task.name,
-                metric=metric,
-                classes=tuple(data.class_names),
-                data=data.summary.to_dict(),
-                fingerprint=data.fingerprint,
-            )
-        )
-        try:
-            log.record(TrialStarted(trial=_TRIAL, origin="enqueued", config=trial))
-            training.train(report)
-        except BackboneUnavailable as error:
-            log.record(TrialEnded(trial=_TRIAL, status=Status.FAILED, reason=str(error)))
+        status, reason = train_single(config, trial, run, terminal, reported)
+        if status == Status.FAILED:
             terminal.erase()
-            print(f"the swarm is gone after step {training.step}: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            log.record(SearchEnded(reason="interrupted"))
-            raise
-        else:
-            status, reason = outcome(training.last_report, trial.steps)
-            log.record(TrialEnded(trial=_TRIAL, status=status, reason=reason))
-            if status != Status.FINISHED:
-                print(f"{reason}; no prompts are saved", file=sys.stderr)
-        log.record(SearchEnded())
+            print(f"the swarm is gone: {reason}", file=sys.stderr)
+        elif status != Status.FINISHED:
+            print(f"{reason}; no prompts are saved", file=sys.stderr)
     write_tables(run)
     prompts = export_best(run)
     if prompts is None:

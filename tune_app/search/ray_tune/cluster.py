@@ -91,8 +91,9 @@ def cluster(
         if private is not None:
             stack.callback(private.stop)
         progress("starting Ray")
+        ours = config.address is None and not ray.is_initialized()
         dashboard = stack.enter_context(_ray(config))
-        if config.address is None:
+        if ours:
             stack.enter_context(_watched_ray(ray_died))
         hosts = _start_hosts(config, model)
         stack.callback(_stop_hosts, hosts)
@@ -123,17 +124,19 @@ def _usage_error(error: Exception) -> Exception:
 
 @contextmanager
 def _ray(config: SearchConfig) -> Iterator[str]:
-    """Ray, started here on loopback or joined at --address; yields the dashboard's URL."""
+    """Ray, started here on loopback or joined at --address; yields the dashboard's URL. One that
+    this process is connected to already is used, and left as it is."""
+    if ray.is_initialized():
+        yield ""
+        return
     os.environ.update(_RAY_ENVIRONMENT)
-    # One for each search, so that the hosts of several on one cluster can be told apart.
-    namespace = f"tune_app-{uuid.uuid4().hex[:8]}"
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
     }
     if config.address is not None:
         try:
-            context = ray.init(address=config.address, namespace=namespace, **quiet)
+            context = ray.init(address=config.address, **quiet)
         except Exception as error:  # Ray raises several unrelated types here
             raise ConfigError(
                 f"--address: no Ray cluster answers at {config.address!r}: {error}"
@@ -156,7 +159,6 @@ def _ray(config: SearchConfig) -> Iterator[str]:
                 dashboard_host="127.0.0.1",
                 _node_ip_address="127.0.0.1",
                 object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
-                namespace=namespace,
                 **quiet,
             )
     try:
@@ -206,9 +208,12 @@ def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
         count = hosts_on_cpu(config, model)
     threads = max(1, (os.cpu_count() or 1) // max(1, count // nodes))
     host = ray.remote(TrialHost)
+    # One for each search, so that the hosts of several on one cluster can be told apart.
+    namespace = f"tune_app-{uuid.uuid4().hex[:8]}"
     return [
         host.options(
             name=f"host-{i}",
+            namespace=namespace,
             num_cpus=0,
             num_gpus=1 if use_gpu else 0,
             max_restarts=3,
