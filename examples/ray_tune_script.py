@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
 
     trainable = tune_app.make_trainable(model="demo", steps=options.steps)
-    ray.init(num_cpus=4, include_dashboard=False)  # trials only wait: as many as run together
+    ray.init("local", num_cpus=4, include_dashboard=False)  # a CPU for each trial, which only waits
     tuner = tune.Tuner(
         trainable,
         param_space={

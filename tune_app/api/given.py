@@ -112,5 +112,6 @@ def _written_function(space: Callable[..., Any], folder: Path) -> str:
             f"trial, got {space!r}."
         )
     file = folder / "space.py"
-    file.write_text(source, "utf-8")
+    # Its annotations may name what only the caller has imported.
+    file.write_text(f"from __future__ import annotations\n\n\n{source}", "utf-8")
     return f"{file}:{name}"
