@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,15 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tune_app.api.given import data_files, named_as_arguments
+from tune_app.api.given import named_as_arguments
 from tune_app.apply.export import export_best
 from tune_app.apply.inference import Prompts, open_prompts
 from tune_app.apply.prompts_folder import ABOUT, About, read_about
 from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
-from tune_app.run.flags import HELP
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.search_config import DATA, ConfigError, SearchConfig, settings_under
 from tune_app.search.checks import check_everything
 from tune_app.tasks.evaluation_file import load_evaluation_file
 
@@ -40,15 +38,20 @@ def load_prompts(
     with named_as_arguments():
         folder = _prompts_folder(RunDir(folder))
         about = read_about(folder)
-        config = replace(about.search_config(), **dict.fromkeys(HELP["data"]))  # type: ignore[arg-type]
+        unset: dict[str, Any] = dict.fromkeys(settings_under(DATA))
+        config = replace(about.search_config(), **unset)
         if backbone == "local":
             config = replace(config, peers=())
         elif peers:
             config = replace(config, backbone="swarm", peers=tuple(peers))
-        given = {"model": model, "backbone": backbone, "device": device}
-        config = replace(config, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        if model is not None:
+            config = replace(config, revision=None)
+        told: dict[str, Any] = {"model": model, "backbone": backbone, "device": device}
+        config = replace(config, **{k: v for k, v in told.items() if v is not None})
         check_everything(replace(config, prompt_length=about.config.prompt_length))
-        here = ModelIdentity.of(config.model, model_folder(config.model, config.revision))
+        here = ModelIdentity.of(
+            config.model, model_folder(config.model, config.revision), config.revision
+        )
         if refusal := about.model.refusal(here):
             raise ConfigError(refusal)
         return TunedPrompts(folder, about, config)
@@ -78,12 +81,10 @@ class TunedPrompts:
         self, data: Any, *, text_column: str | None = None, label_column: str | None = None
     ) -> dict[str, float]:
         """Loss and metric over all rows of a path, a DataFrame, or an object with `to_pandas()`."""
-        columns = {"text_column": text_column, "label_column": label_column}
-        with named_as_arguments(), tempfile.TemporaryDirectory(prefix="tune_app-") as staged:
-            files = data_files({"data": data}, Path(staged))
+        with named_as_arguments():
             rows, _ = load_evaluation_file(
-                files["data"],
-                replace(self._config, **columns),  # type: ignore[arg-type]
+                str(data) if isinstance(data, Path) else data,
+                replace(self._config, text_column=text_column, label_column=label_column),
                 self._prompts.tokenizer,
                 self.about.class_names,
                 self.about.scale,

@@ -14,6 +14,7 @@ from tune_app.run.events import Event
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
+from tune_app.search.ray_tune.as_found import ray_as_found
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.cluster import Cluster, cluster
 from tune_app.search.ray_tune.population import as_population
@@ -96,7 +97,10 @@ def ray_tune(
     ray_died: Callable[[], None],
 ) -> Iterator[RayTune]:
     """Ready to train. Raises ConfigError where the user's model, data or swarm is not usable."""
-    with cluster(config, progress=progress, say=say, ray_died=ray_died) as machines:
+    with (
+        cluster(config, progress=progress, say=say, ray_died=ray_died) as machines,
+        ray_as_found(),
+    ):
         yield RayTune(config, space, run, machines, say)
 
 
