@@ -138,8 +138,8 @@ _TINY = {
     "config",
     [
         LlamaConfig(**_TINY),
-        Gemma2Config(**_TINY, query_pre_attn_scalar=8),  # scales embeddings in its forward
-        Gemma3TextConfig(**_TINY, query_pre_attn_scalar=8),  # scales them where it looks them up
+        Gemma2Config(**_TINY, query_pre_attn_scalar=8),  # this one and the next scale their words
+        Gemma3TextConfig(**_TINY, query_pre_attn_scalar=8),
         BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
     ],
     ids=lambda config: config.model_type,
