@@ -138,7 +138,7 @@ def test_the_interval_misses_no_more_often_than_it_says(seeds: int, share: float
     for _ in range(runs):
         both = 0.3 * generator.standard_normal((seeds, rows)) + generator.standard_normal(rows)
         both += share * 0.1 * math.sqrt(seeds) * generator.standard_normal((seeds, 1))
-        found = interval(both.mean(1), both.mean(0), level)
+        found = interval(both.mean(1), both, level)
         misses += not found.low < 0 < found.high
     # 1,500 draws at exactly 5 % come to 7 % or more once in 2,000 times.
     assert misses / runs < 0.07

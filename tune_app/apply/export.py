@@ -11,6 +11,7 @@ from tune_app.apply.prompts_folder import About, write_prompts
 from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.results import Results, load
+from tune_app.report.verdict import verdict
 from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig, settings_with
@@ -21,10 +22,10 @@ from tune_app.tasks.summary import DataSummary
 def export_best(run: RunDir) -> Path | None:
     """Writes the winner's prompts to RUN/prompts and returns that folder.
 
-    The winner is the confirmation's; among its runs with fresh seeds the one with the lowest
-    *validation* loss is taken, so that its test loss stays a fair figure. Without confirmation it
-    is the trial with the lowest validation loss. None, and nothing written, where no trial has
-    finished. Imports torch (about a second), the first time a search's driver does.
+    The winner is the confirmation's; among its runs that were judged the one with the best
+    *validation* figure is taken, so that its test figures stay fair. Without confirmation it is the
+    trial with the best validation figure. None, and nothing written, where no trial has finished.
+    Imports torch (about a second), the first time a search's driver does.
     """
     results = load(run)
     row = _winner(results)
@@ -53,13 +54,22 @@ def export_best(run: RunDir) -> Path | None:
         trial=of,
         trained_as=number,
         config=TrialConfig.from_dict(results.configs[number]),
-        metrics=_metrics(row, results.metric),
+        metrics=_metrics(row, results),
         search={name: getattr(settings, name) for name in settings_with(Role.PROMPTS)},
         data_fingerprint=begun.fingerprint,
         tune_app=_version(),
         scale=None if summary is None else summary.scale,
+        answer=_answer(results),
     )
     return write_prompts(run.prompts, state["model"], about)
+
+
+def _answer(results: Results) -> str:
+    """What the search found; "" for a config that was trained alone."""
+    if not results.baselines:
+        return ""
+    found = verdict(results)
+    return f"{found.headline}. {found.sentence}"
 
 
 def _winner(results: Results) -> pd.Series | None:
@@ -69,13 +79,20 @@ def _winner(results: Results) -> pd.Series | None:
         return None
     trials = results.trials
     again = trials[(trials["of"] == best["trial"]) & (trials["status"] == Status.FINISHED)]
-    again = again[again["eval_loss"].notna()].sort_values(["eval_loss", "trial"])
-    return best if again.empty else again.iloc[0]
+    again = again[again["eval_loss"].notna()]
+    judged = again[(again["look"] > 0).fillna(False)]
+    again = again if judged.empty else judged
+    if again.empty:
+        return best
+    cost = again[results.objective.column].map(results.objective.cost)
+    return again.assign(cost=cost).sort_values(["cost", "trial"]).iloc[0]
 
 
-def _metrics(row: pd.Series, metric: str) -> dict[str, dict[str, float]]:
-    splits = {"valid": {"loss": row["eval_loss"], metric: row.get(metric)}}
-    splits["test"] = {"loss": row.get("test_loss"), metric: row.get(f"test_{metric}")}
+def _metrics(row: pd.Series, results: Results) -> dict[str, dict[str, float]]:
+    names = {results.metric, results.objective.name} - {"loss"}
+    splits = {"valid": {"loss": row["eval_loss"]} | {name: row.get(name) for name in names}}
+    tested = {name: row.get(f"test_{name}") for name in names}
+    splits["test"] = {"loss": row.get("test_loss")} | tested
     known = {
         split: {name: float(value) for name, value in values.items() if pd.notna(value)}
         for split, values in splits.items()

@@ -59,6 +59,8 @@ def _results(about: About) -> str:
             f"An answer is {number(about.scale.mean)} plus {number(about.scale.std)} times the "
             "score."
         )
+    if about.answer:
+        lines += ["", f"The search: {about.answer}"]
     return "## Results\n\n" + "\n".join(lines)
 
 

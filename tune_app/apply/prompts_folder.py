@@ -48,6 +48,7 @@ class About:
     data_fingerprint: str
     tune_app: str  # version
     scale: Scale | None = None  # of labels that are numbers
+    answer: str = ""  # of the search, as its report states it
 
     def search_config(self) -> SearchConfig:
         """The settings of the search as far as they say what was trained on what.

@@ -268,13 +268,13 @@ def _evidence(
         np.array([objective.cost(float(frame.loc[seed, column])) for seed in good])
         for frame in (mine, theirs)
     )
-    mine_R, theirs_R = (
+    mine_SR, theirs_SR = (
         _by_row([int(frame.loc[seed, "trial"]) for seed in good], rows_of, objective)
         for frame in (mine, theirs)
     )
-    both_R = None
-    if mine_R is not None and theirs_R is not None and len(mine_R) == len(theirs_R):
-        both_R = mine_R - theirs_R
+    both_SR = None
+    if mine_SR is not None and theirs_SR is not None and mine_SR.shape == theirs_SR.shape:
+        both_SR = mine_SR - theirs_SR
     means = [float(frame.loc[good, column].mean()) for frame in (mine, theirs)]
     valid = [
         float(frame.loc[good, objective.column].map(objective.cost).mean())
@@ -282,16 +282,16 @@ def _evidence(
     ]
     against = None
     if constant is not None and split == "test":
-        against = interval(mine_S - objective.cost(constant), mine_R, level)
+        against = interval(mine_S - objective.cost(constant), mine_SR, level)
     return Evidence(
         trial=chosen,
         baseline=baseline,
         split=split,
-        gap=interval(mine_S - theirs_S, both_R, level),
+        gap=interval(mine_S - theirs_S, both_SR, level),
         look=looked.look,
         pairs=len(good),
         started=len(mine),
-        rows=0 if both_R is None else len(both_R),
+        rows=0 if both_SR is None else both_SR.shape[1],
         ahead=valid[0] < valid[1],
         diverged=int((mine["status"] == Status.DIVERGED).sum()),
         value=means[0],
@@ -301,7 +301,7 @@ def _evidence(
 
 
 def _by_row(numbers: list[int], rows_of: RowsOf, objective: Objective) -> np.ndarray | None:
-    """The cost by test row, averaged over these runs; None where that is not known of all."""
+    """The cost of each of these runs by test row, [S, R]; None where that is not known of all."""
     values: list[np.ndarray] = []
     for number in numbers:
         rows = rows_of(number)
@@ -313,8 +313,8 @@ def _by_row(numbers: list[int], rows_of: RowsOf, objective: Objective) -> np.nda
             return None
     if len({len(run) for run in values}) != 1:
         return None
-    mean_R = np.mean(values, axis=0)
-    return -mean_R if objective.higher_is_better else mean_R
+    values_SR = np.array(values)
+    return -values_SR if objective.higher_is_better else values_SR
 
 
 def _table(

@@ -137,7 +137,9 @@ def classes_in_words(results: Results) -> list[str]:
     said = ", ".join(f"{name} {rows:,}" for name, rows in ranked[:_MOST_CLASSES])
     more = len(ranked) - _MOST_CLASSES
     lines = [f"Training rows by class: {said}{f', and {more} more classes' if more > 0 else ''}."]
-    split = "test" if results.evidence is not None else "valid"
+    split = "test" if results.evidence is not None else "judged"
+    if split not in data.class_counts:
+        split = "valid"
     constant = results.constants(split)
     if constant:
         lines.append(

@@ -210,7 +210,7 @@ class SearchConfig:
         "classification; perplexity of causal-lm",
     )
     confirm: int = setting(
-        3,
+        2,
         _HOW,
         "best configs that are trained again with fresh seeds; the best of them by validation is "
         "judged against the default on the test split",
