@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 
 import pandas as pd
 import pytest
 
-from benchmarks.prompt_quality import DECISIVE, STEPS, TASKS, Run, plan
+from benchmarks.prompt_quality import DECISIVE, STEPS, TASKS, Bench, Run, plan, read_runs
 from benchmarks.prompt_quality_tables import DEFAULT, WORDS, _best_of, _interval, report
 
 
@@ -60,3 +61,15 @@ def test_the_best_of_k_is_the_mean_over_all_draws(k):
         for draw in itertools.combinations(range(4), k)
     ]
     assert _best_of(runs, k) == f"{statistics.mean(best):.3f}"
+
+
+def test_a_run_is_trained_once_and_kept(tmp_path):
+    file = tmp_path / "runs.csv"
+    bench = Bench(argparse.Namespace(sst2=None, newsgroups=None, cache=tmp_path, model=None), file)
+    run = Run("demo", "docstrings", 0, init="labels", steps=2, warmup_steps=0)
+    bench.train(run)
+    assert read_runs(file) == {run}
+    (row,) = pd.read_csv(file).to_dict("records")
+    assert 1.5 < row["valid_loss"] < 2.5
+    assert 0 < row["test_accuracy"] < 0.5
+    assert [bench.has(task) for task in TASKS] == [False, False, True]
