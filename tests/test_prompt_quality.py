@@ -63,6 +63,7 @@ def test_the_best_of_k_is_the_mean_over_all_draws(k):
     assert _best_of(runs, k) == f"{statistics.mean(best):.3f}"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_kept(tmp_path):
     file = tmp_path / "runs.csv"
     bench = Bench(argparse.Namespace(sst2=None, newsgroups=None, cache=tmp_path, model=None), file)
