@@ -87,8 +87,9 @@ def passes(backends: dict[str, Any]) -> int:
 
 def step(chain: Chain, seed: int, *, deep: bool = False, keep: bool = True) -> list[torch.Tensor]:
     hidden, prompts = inputs(seed, deep=deep)
-    (output,) = chain.forward(hidden, prompts, UIDS, keep)
-    return [output, *chain.backward(hidden, torch.ones_like(output), prompts, UIDS)]
+    name = f"step {seed}" if keep else ""
+    (output,) = chain.forward(hidden, prompts, UIDS, name)
+    return [output, *chain.backward(torch.ones_like(output), hidden, prompts, UIDS, name)]
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -111,11 +112,10 @@ def test_graphs_of_several_clients_are_told_apart(backends) -> None:
     chain = Chain(backends, lambda: PLENTY)
     alone = [step(chain, seed, deep=seed % 2 == 1) for seed in range(4)]
     given = [inputs(seed, deep=seed % 2 == 1) for seed in range(4)]
-    outputs = [chain.forward(hidden, prompts, UIDS, True)[0] for hidden, prompts in given]
+    outputs = [chain.forward(*both, UIDS, str(seed))[0] for seed, both in enumerate(given)]
     before = passes(backends)
     for seed in (2, 0, 3, 1):
-        hidden, prompts = given[seed]
-        grads = chain.backward(hidden, torch.ones_like(hidden), prompts, UIDS)
+        grads = chain.backward(torch.ones_like(outputs[seed]), None, None, UIDS, str(seed))
         assert all(map(torch.equal, [outputs[seed], *grads], alone[seed]))
     assert passes(backends) == before
 
@@ -129,12 +129,14 @@ def test_what_a_client_leaves_behind_is_bounded_in_bytes(backends) -> None:
     # A quarter of what is free is for graphs: room for two of them and a half.
     chain._free_bytes = lambda: 10 * size - sum(graph.num_bytes for graph in chain._kept)
     for seed in range(5):
-        chain.forward(*inputs(seed, deep=False), UIDS, True)
+        chain.forward(*inputs(seed, deep=False), UIDS, str(seed))
         assert sum(graph.num_bytes for graph in chain._kept) <= 2.5 * size
     assert len(chain._kept) == 2
     # The one that was forgotten is computed again, with the same bits.
     hidden, _ = inputs(0, deep=False)
-    assert torch.equal(chain.backward(hidden, torch.ones_like(hidden), None, UIDS)[0], wanted[1])
+    assert not chain.backward(torch.ones_like(hidden), None, None, UIDS, "0")[0].numel()
+    (again,) = chain.backward(torch.ones_like(hidden), hidden, None, UIDS, "0")
+    assert torch.equal(again, wanted[1])
 
     chain._free_bytes = lambda: size  # not even one fits; nor does one of all blocks at once
     kept = list(chain._kept)
@@ -153,7 +155,7 @@ def test_a_graph_is_measured_as_large_as_it_is(backends) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        chain.forward(hidden, None, UIDS, True)
+        chain.forward(hidden, None, UIDS, "large")
     saved = {at: size for at, size in saved.items() if at not in chain._weights}
     (graph,) = chain._kept
     assert sum(saved.values()) <= graph.num_bytes <= 2 * sum(saved.values())
@@ -162,7 +164,7 @@ def test_a_graph_is_measured_as_large_as_it_is(backends) -> None:
 def test_what_nobody_asks_for_is_forgotten_in_time(backends) -> None:
     chain = Chain(backends, lambda: PLENTY, most_age_s=0.2)
     step(chain, 0)
-    chain.forward(*inputs(0, deep=False), UIDS, True)
+    chain.forward(*inputs(0, deep=False), UIDS, "never asked for")
     assert len(chain._kept) == 1
     deadline = time.monotonic() + 10
     while chain._kept:  # without any other request
@@ -173,7 +175,7 @@ def test_what_nobody_asks_for_is_forgotten_in_time(backends) -> None:
 def test_a_client_that_says_nothing_keeps_nothing(backends) -> None:
     chain = Chain(backends, lambda: PLENTY)
     step(chain, 0)
-    chain.forward(*inputs(1, deep=True), UIDS, False)
+    chain.forward(*inputs(1, deep=True), UIDS, "")
     assert chain._kept == []
 
 
@@ -244,6 +246,32 @@ def test_servers_and_clients_of_ours_and_of_petals_give_the_same_bits(clients, d
         for name in ("ours", "chain", "plain"):
             got = remote_step(clients[name], seed, deep=deep, follows=name != "plain")
             assert all(map(torch.equal, got, reference)), (name, seed)
+
+
+@pytest.mark.swarm
+def test_our_servers_get_the_inputs_once_and_petals_every_time(clients, monkeypatch) -> None:
+    from petals.client import remote_forward_backward
+
+    sent = 0
+    plain = remote_forward_backward.serialize_torch_tensor
+
+    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal sent
+        sent += tensor.numel()
+        return plain(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(remote_forward_backward, "serialize_torch_tensor", counted)
+    hidden, prompts = inputs(0, deep=True)
+    once = hidden.numel() + prompts.numel()
+    for name, expected_sent in (
+        ("stock", 2 * once + hidden.numel()),
+        ("ours", once + hidden.numel()),
+    ):
+        for _ in range(4):  # a server that has just forgotten a graph is asked in full for a while
+            remote_step(clients[name], 0, deep=True, follows=True)
+        sent = 0
+        remote_step(clients[name], 0, deep=True, follows=True)
+        assert sent == expected_sent, name
 
 
 @pytest.mark.swarm

@@ -36,7 +36,6 @@ from tune_app.serve.asking import (
     BAN_S,
     LOOK_FOR_SERVERS_S,
     ask_patiently,
-    tell_servers,
     what_is_wrong,
 )
 from tune_app.serve.checks import dht_prefix_of
@@ -93,7 +92,6 @@ class SwarmBackbone:
         self.hidden_size, self.num_blocks = config.hidden_size, config.num_hidden_layers
         self._prefix = dht_prefix or dht_prefix_of(model)
         hivemind_ends_with_us()
-        ask_patiently()
         try:
             self._sequence = RemoteSequential(
                 _Config(
@@ -107,7 +105,7 @@ class SwarmBackbone:
             raise BackboneUnavailable(f"no peer answers at {', '.join(peers)}: {error}") from error
         self._manager = self._sequence.sequence_manager
         self._closing = threading.Event()
-        tell_servers(self._manager)
+        ask_patiently(self._manager)
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()

@@ -10,14 +10,20 @@ from __future__ import annotations
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
+from weakref import WeakSet
+
+import torch
 
 import tune_app.petals_compat  # noqa: F401
+from hivemind import MSGPackSerializer
 from petals.client import sequential_autograd
+from petals.utils.misc import DUMMY
 
 BAN_S = 15.0  # a server that has failed is left out for, where others have its blocks; then twice…
 LOOK_FOR_SERVERS_S = 5.0  # how often
@@ -26,6 +32,8 @@ _UNKNOWN_S = 15.0  # where no server has answered a request yet
 _MOST_S = 60.0  # unless such requests have taken longer
 _SLACK = 4.0  # times as long as the slowest so far
 
+# In the version that our servers tell, and in the error of one that has no such graph (any more).
+KEEPS_GRAPHS, NOT_KEPT = "+tune_app.graphs", "this graph is not kept"
 # Whether a backward pass follows the forward pass that is asked for now.
 BACKWARD_FOLLOWS: ContextVar[bool] = ContextVar("BACKWARD_FOLLOWS", default=False)
 
@@ -79,12 +87,14 @@ _trouble = _Trouble()
 
 
 def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    plain = _with_graphs(kind, ask)
+
     async def ask_patiently(uid: Any, stub: Any, info: Any, *tensors: Any, **kwargs: Any) -> Any:
         global _trouble
         peer, tokens = stub._peer, tensors[0].shape[0] * tensors[0].shape[1]
         limit_s, began = PATIENCE.seconds(kind, peer, tokens), time.monotonic()
         try:
-            answer = await asyncio.wait_for(ask(uid, stub, info, *tensors, **kwargs), limit_s)
+            answer = await asyncio.wait_for(plain(uid, stub, info, *tensors, **kwargs), limit_s)
         except Exception as error:
             _trouble.attempts += 1
             reason = str(error) or type(error).__name__
@@ -101,25 +111,90 @@ def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
     return ask_patiently
 
 
-def ask_patiently() -> None:
-    """Makes all of Petals' clients in this process wait like that; may be called again."""
+def ask_patiently(manager: Any) -> None:
+    """Makes all of Petals' clients in this process ask like that; called for each one."""
+    _managers.add(manager)
     for kind in ("forward", "backward"):
         ask = getattr(sequential_autograd, f"run_remote_{kind}")
         if not hasattr(ask, "is_patient"):
             setattr(sequential_autograd, f"run_remote_{kind}", _patient(kind, ask))
 
 
-def tell_servers(manager: Any) -> None:
-    """Adds to what the client tells a server whether a backward pass will follow."""
-    plain = manager.get_request_metadata
+# ------------------------------------------------------------------- inputs that are not sent again
 
-    def metadata(protocol: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        told = plain(protocol, *args, **kwargs)
-        if protocol == "rpc_forward" and BACKWARD_FOLLOWS.get():
-            told["backward_follows"] = True
-        return told
+# A forward pass names the graph that its backward pass will want. Where the server is ours the
+# backward pass then sends the gradient alone; a server that has forgotten the graph says so.
+_managers: WeakSet[Any] = WeakSet()
+_pauses: dict[Any, _Pause] = {}  # by peer
 
-    manager.get_request_metadata = metadata
+
+@dataclass
+class _Pause:
+    """A server that had not kept a graph gets the inputs of so many next requests; then twice..."""
+
+    left: int = 0
+    length: int = 1
+    most: int = 64
+
+    def is_over(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def begin(self) -> None:
+        self.left, self.length = self.length, min(2 * self.length, self.most)
+
+
+def _keeps_graphs(peer: Any) -> bool:
+    for manager in _managers:
+        for block in manager.state.sequence_info.block_infos:
+            if peer in block.servers:
+                return KEEPS_GRAPHS in (block.servers[peer].version or "")
+    return False
+
+
+def _with_graphs(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def forward(
+        uid: Any, stub: Any, info: Any, hidden_BSH: torch.Tensor, *prompts: Any, **kwargs: Any
+    ) -> Any:
+        if BACKWARD_FOLLOWS.get():
+            graph = uuid.uuid4().hex
+            kwargs["metadata"] = _naming(graph, kwargs["metadata"])
+            # Petals hands the same object to the backward pass.
+            hidden_BSH.graph = (stub._peer, graph)  # type: ignore[attr-defined]
+        return await ask(uid, stub, info, hidden_BSH, *prompts, **kwargs)
+
+    async def backward(
+        uid: Any,
+        stub: Any,
+        info: Any,
+        hidden_BSH: torch.Tensor,
+        grad_BSH: torch.Tensor,
+        prompts: torch.Tensor,
+        **kwargs: Any,
+    ) -> Any:
+        peer, graph = getattr(hidden_BSH, "graph", (None, ""))
+        pause = _pauses.setdefault(peer, _Pause())
+        if peer == stub._peer and _keeps_graphs(peer) and pause.is_over():
+            named = kwargs | {"metadata": _naming(graph, kwargs["metadata"])}
+            try:
+                answer = await ask(uid, stub, info, DUMMY, grad_BSH, DUMMY, **named)
+            except Exception as error:
+                if NOT_KEPT not in str(error):
+                    raise
+                pause.begin()
+            else:
+                _pauses.pop(peer)
+                return answer
+        return await ask(uid, stub, info, hidden_BSH, grad_BSH, prompts, **kwargs)
+
+    return forward if kind == "forward" else backward
+
+
+def _naming(graph: str, metadata: bytes) -> bytes:
+    return MSGPackSerializer.dumps(MSGPackSerializer.loads(metadata) | {"graph": graph})
+
+
+# -------------------------------------------------------------------------------------- what to say
 
 
 def what_is_wrong(manager: Any, error: Exception) -> str:

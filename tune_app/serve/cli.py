@@ -108,7 +108,15 @@ def _say(text: str) -> None:
 def _introduce(swarm: PrivateSwarm, name: str) -> None:
     for server in swarm.servers:
         print(f"blocks {server.blocks}  {' '.join(server.maddrs)}")
-    print("\nSearch on it from another terminal:\n")
+    if swarm.blocks_missing:
+        print("\nServers of the other blocks join it:\n")
+        print(
+            f"  python -m tune_app.serve {shlex.quote(name)} --blocks FIRST:END "
+            f"--listen ADDRESS:PORT --join {' '.join(swarm.peers)}"
+        )
+        print("\nSearch on all of them:\n")
+    else:
+        print("\nSearch on it from another terminal:\n")
     print(
         f"  python -m tune_app.search --model {shlex.quote(name)} "
         f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"

@@ -2,8 +2,8 @@
 
 Petals makes each block of a request a task of its own, with its own way through pipes and shared
 memory, and its backward pass computes every block's forward pass again, most of them twice. Here
-all blocks of a request are one task, and where the client says that a backward pass will follow,
-the forward pass keeps its graph for it. The numbers are the same, bit for bit.
+all blocks of a request are one task, and where the client gives the graph of a forward pass a name,
+it is kept for the backward pass of that name. The numbers are the same, bit for bit.
 
 Kept graphs are bounded in bytes and in age, so a client that asks for what it does not use, or dies
 in between, costs no more than that. A client that says nothing keeps none.
@@ -31,6 +31,8 @@ from petals.server.task_pool import PrioritizedTaskPool
 from petals.utils.misc import is_dummy
 from petals.utils.packaging import unpack_args_kwargs
 
+from tune_app.serve.asking import NOT_KEPT
+
 _MOST_AGE_S = 60.0  # that a graph is kept
 _SHARE_OF_FREE_MEMORY = 0.25  # that graphs may take
 
@@ -40,23 +42,14 @@ _Gradients = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class _Graph:
-    """A forward pass that waits for its backward pass."""
+    """A forward pass that waits for its backward pass; the client has given it a name."""
 
+    name: str
     uids: tuple[str, ...]
     inputs: tuple[torch.Tensor, ...]  # hidden states [B, S, H] and prompts [L, B, P, H], if any
     output_BSH: torch.Tensor
     num_bytes: int
     made_at: float
-
-    def is_of(self, uids: tuple[str, ...], inputs: Sequence[torch.Tensor]) -> bool:
-        return (
-            self.uids == uids
-            and len(self.inputs) == len(inputs)
-            and all(
-                mine.shape == theirs.shape and torch.equal(mine, theirs)
-                for mine, theirs in zip(self.inputs, inputs, strict=True)
-            )
-        )
 
 
 class Chain:
@@ -88,16 +81,17 @@ class Chain:
         hidden_BSH: torch.Tensor,
         prompts_LBPH: torch.Tensor | None,
         uids: tuple[str, ...],
-        backward_follows: bool,
+        graph_name: str,
     ) -> tuple[torch.Tensor]:
+        """Keeps the graph under its name, unless that is empty or there is no room."""
         num_bytes = self._graph_bytes(hidden_BSH, uids)
-        if not backward_follows or num_bytes is None or not self._make_room(num_bytes):
+        if not graph_name or num_bytes is None or not self._make_room(num_bytes):
             with torch.inference_mode():
                 return (self._run(hidden_BSH, prompts_LBPH, uids),)
         inputs = _leaves(hidden_BSH, prompts_LBPH)
         with torch.enable_grad():
             output_BSH = self._run(inputs[0], _second(inputs), uids)
-        graph = _Graph(uids, inputs, output_BSH, num_bytes, time.monotonic())
+        graph = _Graph(graph_name, uids, inputs, output_BSH, num_bytes, time.monotonic())
         with self._lock:
             self._kept.append(graph)
             self._forget_later()
@@ -105,15 +99,19 @@ class Chain:
 
     def backward(
         self,
-        hidden_BSH: torch.Tensor,
         grad_BSH: torch.Tensor,
+        hidden_BSH: torch.Tensor | None,
         prompts_LBPH: torch.Tensor | None,
         uids: tuple[str, ...],
+        graph_name: str,
     ) -> _Gradients:
-        given = [tensor for tensor in (hidden_BSH, prompts_LBPH) if tensor is not None]
-        graph = self._take(uids, given)
+        """Gradients of hidden states and prompts; an empty tensor where the graph is not kept and
+        no hidden states are given, from which to compute it."""
+        graph = self._take(graph_name, uids, grad_BSH.shape)
         if graph is not None:
             return torch.autograd.grad(graph.output_BSH, graph.inputs, grad_BSH)
+        if hidden_BSH is None:
+            return (torch.empty(0),)
         num_bytes = self._graph_bytes(hidden_BSH, uids)
         if num_bytes is None or not self._make_room(num_bytes):
             return self._backward_by_block(hidden_BSH, grad_BSH, prompts_LBPH, uids)
@@ -205,10 +203,11 @@ class Chain:
                 kept -= self._kept.pop(0).num_bytes
         return True
 
-    def _take(self, uids: tuple[str, ...], inputs: Sequence[torch.Tensor]) -> _Graph | None:
+    def _take(self, name: str, uids: tuple[str, ...], shape: torch.Size) -> _Graph | None:
         with self._lock:
             for index, graph in enumerate(self._kept):
-                if graph.is_of(uids, inputs):
+                wanted = name and graph.name == name and graph.uids == uids
+                if wanted and graph.output_BSH.shape == shape:
                     return self._kept.pop(index)
         return None
 
@@ -287,12 +286,14 @@ async def _run_rpc_forward(
 ) -> torch.Tensor:
     first = requested_backends[0]
     hidden_BSH, prompts_LBPH = _read(flat_tensors, args_structure, first.dtype)
+    if hidden_BSH is None:
+        raise ValueError("a forward pass needs hidden states")
     priority = prioritizer.prioritize(hidden_BSH, points=points, backend=first, type="forward")
     (hidden_BSH,) = await first.forward_pool.submit_task(
         hidden_BSH,
         prompts_LBPH,
         tuple(backend.name for backend in requested_backends),
-        bool(_METADATA.get().get("backward_follows", False)),
+        _graph_name(),
         priority=priority,
     )
     return hidden_BSH
@@ -308,31 +309,36 @@ async def _run_rpc_backward(
 ) -> list[torch.Tensor]:
     first = requested_backends[0]
     hidden_BSH, grad_BSH, prompts_LBPH = _read(flat_tensors, args_structure, first.dtype)
-    priority = prioritizer.prioritize(
-        hidden_BSH, grad_BSH, points=points, backend=first, type="backward"
+    if grad_BSH is None or (hidden_BSH is None and not _graph_name()):
+        raise ValueError("a backward pass needs hidden states and their gradients")
+    priority = prioritizer.prioritize(grad_BSH, points=points, backend=first, type="backward")
+    gradients = await first.backward_pool.submit_task(
+        grad_BSH,
+        hidden_BSH,
+        prompts_LBPH,
+        tuple(backend.name for backend in requested_backends),
+        _graph_name(),
+        priority=priority,
     )
-    return list(
-        await first.backward_pool.submit_task(
-            hidden_BSH,
-            grad_BSH,
-            prompts_LBPH,
-            tuple(backend.name for backend in requested_backends),
-            priority=priority,
-        )
-    )
+    if not gradients[0].numel():
+        raise LookupError(NOT_KEPT)
+    return list(gradients)
+
+
+def _graph_name() -> str:
+    return str(_METADATA.get().get("graph", ""))
 
 
 def _read(
     flat_tensors: Sequence[torch.Tensor], args_structure: Any, dtype: torch.dtype
-) -> list[Any]:
-    """The request's tensors in the blocks' dtype; the last one, its prompts, may be None."""
+) -> list[torch.Tensor | None]:
+    """The request's tensors in the blocks' dtype, None for what is left out; prompts come last."""
     if args_structure is not None:
         flat_tensors, _ = unpack_args_kwargs(flat_tensors, args_structure)
-    *states, prompts = flat_tensors
-    if any(state.ndim != 3 for state in states):
+    given = [None if t is None or is_dummy(t) else t.to(dtype) for t in flat_tensors]
+    if any(state is not None and state.ndim != 3 for state in given[:-1]):
         raise ValueError("hidden states and their gradients have three dimensions")
-    missing = prompts is None or is_dummy(prompts)
-    return [*(state.to(dtype) for state in states), None if missing else prompts.to(dtype)]
+    return given
 
 
 class TransformerConnectionHandler(petals_handler.TransformerConnectionHandler):

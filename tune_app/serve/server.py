@@ -25,6 +25,7 @@ from petals.utils.convert_block import QuantType
 
 from tune_app.models.identity import ModelIdentity
 from tune_app.models.parts import Block, OneBlockCache, load_blocks
+from tune_app.serve.asking import KEEPS_GRAPHS
 from tune_app.serve.fast_step import compute_fast
 
 # Begins what our servers tell each other in the place of a hub's address.
@@ -200,6 +201,8 @@ def make_server(
         "nat_port_map": False,  # would look for a router
     }
     server = petals_server.Server(**(asked | options))
+    if not stock:
+        server.server_info.version += KEEPS_GRAPHS
     weights = ModelIdentity.of(str(model), Path(model)).weights_fingerprint
     server.model_info.repository = _OUR_WEIGHTS + weights
     if initial_peers:

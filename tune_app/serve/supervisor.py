@@ -56,6 +56,7 @@ class PrivateSwarm:
     peers: multiaddrs of all servers, each with `/p2p/<id>`, once ready
     dht_prefix: what clients have to ask for
     servers: the running servers, in the order of their blocks
+    blocks_missing: how many of the model's blocks they do not serve
     max_batch_tokens: rows times tokens (prompts included) a request may have; Petals' client takes
         the refusal of a larger one for a dead server and retries it for ever
     """
@@ -102,6 +103,7 @@ class PrivateSwarm:
         )
         model = Path(model).resolve()
         first, end = blocks or (0, layers)
+        self.blocks_missing = layers - (end - first)
         edges = [first + i * (end - first) // servers for i in range(servers + 1)]
         spans = [span for span in pairwise(edges) for _ in range(replicas)]
         count = len(spans)
