@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
 from tune_app.run.search_config import ConfigError
+from tune_app.serve.cli import main
+from tune_app.serve.server_process import ServerSpec
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
 
 TOKENS_BT = torch.arange(24).reshape(2, 12)
@@ -174,6 +177,47 @@ def test_mistakes_are_told_together(model):
     assert "replicas must be at least 1" in replicas
     assert "Did you mean 'float32'?" in dtype
     assert f"port {port} on 127.0.0.1 is in use" in in_use
+
+
+def test_mistakes_about_several_machines_are_told_together(model):
+    with pytest.raises(ConfigError) as caught:
+        PrivateSwarm(
+            model,
+            blocks=(1, 9),
+            host="192.0.2.1",  # an address of nobody's
+            join=["/ip4/127.0.0.1/tcp/1/p2p/12D3KooW", "127.0.0.1:31337"],
+        )
+    blocks, address, silent, malformed = caught.value.messages
+    assert blocks == "blocks must be FIRST:END within 0:2 (the model's blocks), got 1:9."
+    assert "must be one of this machine's" in address
+    assert "nobody answers at /ip4/127.0.0.1/tcp/1/p2p/12D3KooW" in silent
+    assert "got '127.0.0.1:31337'" in malformed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--listen", "31337"], "must be ADDRESS:PORT, like 10.1.2.3:31337; got '31337'"),
+        (["--blocks", "0-2"], "must be FIRST:END, like 0:16; got '0-2'"),
+        (["--listen", "127.0.0.1:1", "--port", "2"], "not allowed with argument"),
+    ],
+)
+def test_what_the_command_does_not_understand(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["demo", *words])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_servers_take_a_machines_gpus_in_turn():
+    def devices(asked, gpus):
+        spec = ServerSpec(0, 0, 1, "/ip4/127.0.0.1/tcp/0", None, "key", asked)
+        return [replace(spec, number=number).device_among(gpus) for number in range(3)]
+
+    assert devices(None, 2) == devices("cuda", 2) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert devices("cuda:1", 2) == ["cuda:1"] * 3
+    assert devices("cpu", 2) == ["cpu"] * 3
+    assert devices(None, 0) == [None] * 3
 
 
 @pytest.mark.parametrize(

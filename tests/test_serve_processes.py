@@ -17,7 +17,7 @@ import torch
 
 from tests.tiny_models import write_tiny_model
 from tune_app.serve.asking import BAN_S, Patience, _ranges
-from tune_app.serve.supervisor import PrivateSwarm, private_swarm
+from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
 # A process with a DHT of hivemind's, opened by a thread that is gone by the time it says so.
 CLIENT = """
@@ -177,6 +177,18 @@ def test_a_server_that_takes_requests_and_answers_none_is_left_out(
     finally:
         os.kill(silent.pid, signal.SIGCONT)
     assert steps.wrong == []
+
+
+@pytest.mark.swarm
+def test_another_model_under_the_same_name_is_refused(
+    tmp_path: Path, replicated: PrivateSwarm
+) -> None:
+    other = write_tiny_model("llama", tmp_path / "tiny", seed=1)
+    with (
+        pytest.raises(PrivateSwarmError, match="another model under the name 'tiny-hf'"),
+        private_swarm(other, threads=1, join=replicated.peers),
+    ):
+        pass
 
 
 # ------------------------------------------------------------------------- how long is waited for
