@@ -81,9 +81,8 @@ def kill_each(run: Path, targets: Sequence[str], said: Callable[[str], None]) ->
     search, gaps = Search(*SEARCH, "--out", str(run)), dict[str, float]()
     for target in targets:
         before = reports(run)
-        assert search.wait_until(lambda before=before: reports(run) >= before + _REPORTS), (
-            "it ended"
-        )
+        lives = search.wait_until(lambda before=before: reports(run) >= before + _REPORTS)
+        assert lives, search.process.stderr.read()
         victim = TARGETS[target](search)
         before, began = reports(run), time.monotonic()
         victim.kill()

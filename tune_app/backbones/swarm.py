@@ -45,7 +45,7 @@ from tune_app.serve.processes import end_with, hivemind_ends_with_us, hivemind_p
 # Petals retries for ever and asks for new servers once a minute; a search should rather go on with
 # the servers that are left, and fail with a reason when there is none.
 _CLIENT = {
-    "max_retries": 6,
+    "max_retries": 9,  # half a minute: as long as a server of a small model takes to start again
     "min_backoff": 0.5,
     "max_backoff": 8,
     "request_timeout": 180,  # `asking` waits no longer than is usual

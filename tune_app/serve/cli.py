@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="demo, or the folder of a causal language model")
+    parser.add_argument("model", help="demo, a folder, or a name on a hub")
     parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
     parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
     parser.add_argument(

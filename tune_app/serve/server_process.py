@@ -223,7 +223,9 @@ def supervise() -> None:
     import tune_app.serve.server  # noqa: F401 (petals, before the forks, so that it is paid once)
 
     job = Job.from_json(sys.argv[1])
-    _Supervisor(job, Connection(int(sys.argv[2]), readable=False)).run()
+    reports = int(sys.argv[2])
+    os.set_inheritable(reports, False)  # whoever holds it hides from the caller that we have ended
+    _Supervisor(job, Connection(reports, readable=False)).run()
     if os.getppid() != job.caller_pid:  # else the caller reads the log and removes the folder
         shutil.rmtree(job.folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
