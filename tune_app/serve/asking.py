@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
-from weakref import WeakSet
+from weakref import ReferenceType, ref
 
 import torch
 
@@ -113,7 +113,7 @@ def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
 def ask_patiently(manager: Any) -> None:
     """Makes all of Petals' clients in this process ask like that; called for each one."""
-    _managers.add(manager)
+    _managers.append(ref(manager))
     for kind in ("forward", "backward"):
         ask = getattr(sequential_autograd, f"run_remote_{kind}")
         if not hasattr(ask, "is_patient"):
@@ -124,7 +124,7 @@ def ask_patiently(manager: Any) -> None:
 
 # A forward pass names the graph that its backward pass will want. Where the server is ours the
 # backward pass then sends the gradient alone; a server that has forgotten the graph says so.
-_managers: WeakSet[Any] = WeakSet()
+_managers: list[ReferenceType[Any]] = []  # of the clients; several threads may open one
 _pauses: dict[Any, _Pause] = {}  # by peer
 
 
@@ -145,10 +145,11 @@ class _Pause:
 
 
 def _keeps_graphs(peer: Any) -> bool:
-    for manager in _managers:
-        for block in manager.state.sequence_info.block_infos:
-            if peer in block.servers:
-                return KEEPS_GRAPHS in (block.servers[peer].version or "")
+    for known in _managers:
+        blocks = () if (manager := known()) is None else manager.state.sequence_info.block_infos
+        for block in blocks:
+            if (server := block.servers.get(peer)) is not None:
+                return KEEPS_GRAPHS in (server.version or "")
     return False
 
 
@@ -183,7 +184,7 @@ def _with_graphs(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[...,
                     raise
                 pause.begin()
             else:
-                _pauses.pop(peer)
+                _pauses.pop(peer, None)
                 return answer
         return await ask(uid, stub, info, hidden_BSH, grad_BSH, prompts, **kwargs)
 
