@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from tests.tiny_models import write_tiny_model
-from tune_app.serve.asking import BAN_S, Patience, _ranges
+from tune_app.serve.asking import BAN_S, MissingBlocksError, Patience, _ranges, what_is_wrong
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
 # A process with a DHT of hivemind's, opened by a thread that is gone by the time it says so.
@@ -223,6 +224,19 @@ def test_patience_grows_only_with_a_server_that_is_asked_again_at_once() -> None
     now = 110.0
     patience.answered("forward", "a", 1000, 0.1)
     assert patience.seconds("forward", "a", 1000) == 5
+
+
+def test_what_is_wrong_is_said_without_the_public_swarm() -> None:
+    def manager(*spans: list[str]) -> SimpleNamespace:
+        info = SimpleNamespace(spans_containing_block=spans)
+        return SimpleNamespace(state=SimpleNamespace(sequence_info=info))
+
+    for known, blocks in ((([], ["a"], []), "0:1, 2:3"), ((["a"], ["a"]), "0:2")):
+        said = what_is_wrong(manager(*known), MissingBlocksError(0))
+        assert f"no server has answered for blocks {blocks} since " in said
+        assert "online" in said
+        assert "petals.dev" not in said
+        assert "GPU" not in said
 
 
 def test_ranges_of_blocks() -> None:

@@ -23,6 +23,7 @@ import torch
 import tune_app.petals_compat  # noqa: F401
 from hivemind import MSGPackSerializer
 from petals.client import sequential_autograd
+from petals.client.routing.sequence_manager import MissingBlocksError
 from petals.utils.misc import DUMMY
 
 BAN_S = 15.0  # a server that has failed is left out for, where others have its blocks; then twice…
@@ -208,7 +209,7 @@ def what_is_wrong(manager: Any, error: Exception) -> str:
     if _trouble.by_peer:
         tried = ", ".join(f"server {peer} ({why})" for peer, why in _trouble.by_peer.items())
         parts.append(f"asked {_trouble.attempts} times: {tried}")
-    elif missing:
+    elif missing or isinstance(error, MissingBlocksError):  # whose words are the public swarm's
         parts.append("the peers know of no server that is online and has them")
     else:
         parts.append(str(error).partition("\n")[0][:200] or type(error).__name__)
