@@ -22,7 +22,7 @@ import transformers
 
 from tests.served_families import all_served, clients
 from tests.tiny_models import FAMILIES, write_tiny_model
-from tests.whole_models import differences
+from tests.whole_models import differences, generation_difference
 from tune_app.backbones.local import LocalBackbone
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -92,6 +92,8 @@ def _row(family: str, folder: Path, client: Any) -> Iterator[tuple[str, float]]:
     yield "local", differences(folder, local["float32"]).largest
     yield "server", differences(folder, client(family, "one")).largest
     yield "chain", differences(folder, client(family, "chain")).largest
+    yield "generation, local", generation_difference(folder, local["float32"])
+    yield "generation, chain", generation_difference(folder, client(family, "chain"))
     yield "bfloat16, local", differences(folder, local["bfloat16"]).largest
     yield "bfloat16, server", differences(folder, client(family, "half")).largest
 
@@ -116,8 +118,10 @@ do not edit.
 Each family was compared with transformers' whole model: hidden states, logits, and the gradients of
 prompts and deep prompts, on padded rows, with a small random model. A cell is the largest
 difference of any of these numbers, as a part of the largest of its kind: in process (local), on a
-Petals server, and on a chain of two servers, in float32 and in bfloat16. Tests compare them again,
-with the rows of several trials in one pack and with score heads.
+Petals server, and on a chain of two servers, in float32 and in bfloat16. Generation is a text that
+grows token by token over kept keys and values, with deep prompts, compared with passes over the
+whole text. Tests compare them again, with the rows of several trials in one pack and with score
+heads.
 
 {table}
 

@@ -134,3 +134,22 @@ def differences(folder: Path, backbone: Any) -> Differences:
         prompt_alone=plain[2],
         deep=deep[3],
     )
+
+
+@torch.no_grad()
+def generation_difference(folder: Path, backbone: Any) -> float:
+    """Largest difference of the hidden states of a text that grows in a session, with deep prompts,
+    from those of the whole model without a cache, as a part of the largest hidden state."""
+    model = open_whole(folder, backbone.dtype)
+    generator = torch.Generator().manual_seed(3)
+    words = model.get_input_embeddings()
+    tokens = torch.randint(3, words.weight.shape[0], (1, 20), generator=generator)
+    shape = (backbone.num_blocks, 1, PROMPT, backbone.hidden_size)
+    deep_LBPH = torch.randn(shape, generator=generator, dtype=backbone.dtype)
+    session = backbone.session(deep_LBPH, tokens.shape[1])
+    parts = [tokens[:, :8], *tokens[:, 8:].split(1, dim=1)]
+    ours = torch.cat([session.extend(backbone.embed(part)) for part in parts], dim=1)
+    session.close()
+    add_deep_prompts(model, deep_LBPH)
+    theirs = model.base_model(inputs_embeds=words(tokens)).last_hidden_state
+    return float((ours - theirs).abs().max() / theirs.abs().max())
