@@ -17,7 +17,12 @@ from tests.pages import ROOT
 from tests.served_families import all_served, clients
 from tests.tiny_models import FAMILIES, write_tiny_model
 from tests.trials import MIXED, VOCAB, make_trial, tensors
-from tests.whole_models import differences, loss_and_gradients, open_whole
+from tests.whole_models import (
+    differences,
+    generation_difference,
+    loss_and_gradients,
+    open_whole,
+)
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packing import Part, run_pack
 from tune_app.models import families
@@ -174,3 +179,10 @@ def test_a_family_with_wrong_gradients_is_refused(untried, monkeypatch):
     assert "gradients of deep prompts on a server by" in message
     assert "logits" not in message
     assert "in process" not in message
+
+
+@pytest.mark.parametrize("where", ["local", pytest.param("chain", marks=pytest.mark.swarm)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_grows_over_a_cache_is_the_whole_text(family, where, folders, open_backbone):
+    """Token by token, with deep prompts; GPT-2's learned positions and sliding windows included."""
+    assert generation_difference(folders[family], open_backbone(family, where)) < SAME

@@ -251,7 +251,8 @@ def _check_tokenizer(folder: Path, model: PreTrainedModel) -> list[str]:
 
 
 def _some(names: list[str], separator: str = ", ") -> str:
-    return separator.join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    more = len(names) - _SHOWN
+    return separator.join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _one_line(error: Exception) -> str:
