@@ -134,7 +134,7 @@ def test_the_prompts_of_a_run(found: SimpleNamespace) -> None:
         assert 1 / 3 < probability < 1
         assert prompts.classify([]) == []
         figures = prompts.evaluate(found.table, label_column="stars")
-        assert figures.keys() == {"loss", "accuracy"}
+        assert figures.keys() >= {"loss", "accuracy"}
         with pytest.raises(ValueError, match="for classification, not for causal-lm"):
             prompts.complete("wing")
     with tune_app.load_prompts(found.run.path / "prompts", device="cpu") as prompts:
