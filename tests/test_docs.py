@@ -6,6 +6,8 @@ what only a reader knows (a peer's address, a port), added are flags that make a
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -113,16 +115,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def in_process(line: str, home: Path) -> str:
+    """What the search of a line prints, run in this process as if typed in `home`."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(home)
+        patch.setenv("HOME", str(home))
+        assert search.main(arguments(line)) == 0, said.getvalue()
+    return said.getvalue()
+
+
 def run_search(line: str, home: Path, **more: str) -> None:
     """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
 
-    A line without --peers runs in process: the private swarm that it would start, test_search has.
+    A line without --peers runs on a local model: the private swarm that it would start,
+    test_search has. And one that asks for nothing of Ray runs in this process, but for the first.
     """
     trials = 3 if "--trials" in line else 2
     small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
     if "--peers" not in line:
         small += " --backbone local"
-    said = shell(small, home, {"HOME": str(home), **more})
+    if re.search("--(peers|address|hosts|resume|out runs/reviews)|pbt", line):
+        said = shell(small, home, {"HOME": str(home), **more})
+    else:
+        said = in_process(f"{small} --executor in-process", home)
     (folder,) = re.findall(r"(?m)^Report: +(/.*)/report\.html$", said)
     run = RunDir(folder)
     counts = load(run).counts

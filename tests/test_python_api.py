@@ -256,10 +256,11 @@ def test_the_snippets_of_the_page_run_one_after_another(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_example_script_runs(tmp_path: Path) -> None:
     """OptunaSearch, ASHA and ResultGrid over the trainable; a checkpoint of the best."""
     command = [sys.executable, "examples/ray_tune_script.py", "--trials=3", "--steps=4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=350)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "3 trials, 0 failed" in done.stdout
     (checkpoint,) = re.findall(r"checkpoint: (\S+)", done.stdout)

@@ -26,7 +26,16 @@ TRIALS = 12  # the first 8 are drawn at random
 def test_searches_a_conditional_space_without_a_warning(tmp_path: Path, sampler: str) -> None:
     run = RunDir(tmp_path / "run")
     command = [sys.executable, "-m", "tune_app.search", "--backbone", "local", "--steps", "3"]
-    command += ["--sampler", sampler, "--space", "conditional", "--trials", str(TRIALS)]
+    command += [
+        "--executor",
+        "in-process",
+        "--sampler",
+        sampler,
+        "--space",
+        "conditional",
+        "--trials",
+        str(TRIALS),
+    ]
     command += ["--scheduler", "none", "--batch-size", "2", "--confirm", "0"]
 
     done = subprocess.run([*command, "--out", str(run.path)], capture_output=True, text=True)

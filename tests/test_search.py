@@ -33,7 +33,6 @@ def most_at_once(run: RunDir) -> int:
 
 
 @pytest.mark.swarm
-@pytest.mark.slow
 def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     command = [sys.executable, "-m", "tune_app.search", *SMALL, "--confirm-seeds", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 from pathlib import Path
@@ -137,6 +138,8 @@ def _check_run(config: SearchConfig) -> list[str]:
         messages.append("--init-text: must hold at least one word, got none.")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         messages.append(f"--out: must be a folder, {str(config.out)!r} is a file.")
+    elif not config.resume and (place := _unwritable(config.out or Path("runs"))):
+        messages.append(f"--out: {str(place)!r} cannot be written; choose another folder.")
     if config.storage is not None and "://" not in config.storage:
         messages.append(
             f"--storage: must be a URL such as sqlite:////folder/study.db, got {config.storage!r}."
@@ -154,6 +157,14 @@ def _check_run(config: SearchConfig) -> list[str]:
     if config.quiet and config.verbose:
         messages.append("--quiet: contradicts --verbose; give one of them.")
     return messages
+
+
+def _unwritable(folder: Path) -> Path | None:
+    """What keeps the folder from being made and written to; None where nothing does."""
+    place = folder.expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return None if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else place
 
 
 def _check_trial(config: SearchConfig) -> list[str]:

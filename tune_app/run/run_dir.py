@@ -130,10 +130,14 @@ class RunDir:
         Raises ConfigError while another process holds it. A POSIX record lock rather than flock:
         children that a command forks (swarm servers) must not keep the run after it.
         """
-        self.create()
         if self.path in _locked_here:
             raise ConfigError(f"{self.path} is already in use by this process")
-        with open(self.lock_file, "a+") as file:
+        try:
+            self.create()
+            opened = open(self.lock_file, "a+")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise ConfigError(f"--out: {self.path} cannot be written: {error.strerror}.") from None
+        with opened as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

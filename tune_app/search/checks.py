@@ -36,6 +36,7 @@ def check_everything(config: SearchConfig, *, needs_data: bool = True) -> Search
     messages = check_search_config(config) + check_task(config, needs_data=needs_data)
     if config.backbone == "swarm":
         messages += check_petals()
+    messages += _check_device(config)
     space = None
     try:
         space = _load_space(config).within(config)
@@ -58,6 +59,23 @@ def check_everything(config: SearchConfig, *, needs_data: bool = True) -> Search
     if messages or space is None:
         raise ConfigError(messages)
     return space
+
+
+def _check_device(config: SearchConfig) -> list[str]:
+    """Whether a device that was asked for is there; on other machines only their hosts know."""
+    kind, _, number = (config.device or "cpu").partition(":")
+    if kind not in ("cuda", "mps") or config.address is not None:
+        return []
+    import torch  # seconds, for those alone who name such a device
+
+    if kind == "mps":
+        found = int(torch.backends.mps.is_available())
+    else:
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found > int(number or 0):
+        return []
+    there = f"this machine has {found} of them" if found else "this machine has none"
+    return [f"--device: {config.device} is not there, {there}; leave it out, or give cpu."]
 
 
 def _load_space(config: SearchConfig) -> SearchSpace:

@@ -24,7 +24,7 @@ from tune_app.search.live import LiveView
 from tune_app.search.stop_conditions import Ending, interruptible
 from tune_app.search.tuning import whole_search
 from tune_app.study.space import SearchSpace
-from tune_app.study.storage import check_study
+from tune_app.study.storage import PATIENCE_S, check_study, is_locked
 
 
 @forgiving_output()
@@ -45,6 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:
+        if not is_locked(error):
+            raise
+        print(
+            f"The study was held by another process for {PATIENCE_S:g} s, so the search has ended. "
+            "Nothing that was found is lost: continue with --resume.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped immediately; continue with --resume", file=sys.stderr)
         return 130

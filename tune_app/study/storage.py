@@ -28,6 +28,7 @@ from tune_app.study.space import origin_of
 STUDY_NAME = "tune_app"
 # A new storage cannot be opened while another command makes its tables.
 _ATTEMPTS = 5
+PATIENCE_S = 60.0  # with another process that holds the study's file, a backup, say
 
 
 def study_name(config: SearchConfig, run: RunDir) -> str:
@@ -61,10 +62,23 @@ def _own_storage(file: Path) -> optuna.storages.BaseStorage:
     """SQLite with a write-ahead log, as Optuna has no setting for: a trial's dozen commits do not
     wait for the disk (14 ms instead of 70 to 300), and a crash loses the last ones, not the file.
     """
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": PATIENCE_S}}
+    )
     sqlalchemy.event.listen(storage.engine, "connect", _log_ahead)
     storage.engine.dispose()  # the connection that has made the tables
     return optuna.storages.get_storage(storage)
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether an error is, in the end, that another process held the study for too long."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if "database is locked" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _log_ahead(connection: Any, _: Any) -> None:

@@ -19,6 +19,7 @@ from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
 from tune_app.search.host import TrialHost
+from tune_app.search.ray_tune.places import ways_round
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 
 # Nothing is reported home, and the commands' output is ours alone.
@@ -129,7 +130,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
     if ray.is_initialized():
         yield ""
         return
-    os.environ.update(_RAY_ENVIRONMENT)
+    os.environ.update(_RAY_ENVIRONMENT | ways_round())
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",
