@@ -188,7 +188,8 @@ def _evaluate(
         if data.fingerprint != prompts.about.data_fingerprint:
             notes.append("the data are not those of the search, so its figures do not compare")
     else:
-        names = ("text_column", "label_column", "encoding", "delimiter")
+        names = [*("text_column", "label_column", "prompt_column", "completion_column")]
+        names += ["encoding", "delimiter"]
         columns = {name: vars(options)[name] for name in names}
         rows, notes = load_evaluation_file(
             options.evaluate,
@@ -316,8 +317,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     text.add_argument("--text-column", metavar="TEXT", help="column of the text in that file")
     text.add_argument("--label-column", metavar="TEXT", help="column of the label in that file")
-    for name in ("encoding", "delimiter"):
-        text.add_argument(f"--{name}", metavar="TEXT", help=SETTINGS[name].help)
+    for name in ("prompt_column", "completion_column", "encoding", "delimiter"):
+        text.add_argument("--" + name.replace("_", "-"), metavar="TEXT", help=SETTINGS[name].help)
     text.add_argument(
         "--max-new-tokens",
         type=int,

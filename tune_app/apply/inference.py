@@ -45,8 +45,27 @@ class Prompts:
         return self.model.task
 
     def evaluate(self, rows: Dataset) -> Evaluation:
-        """Loss and metric over all rows, as a search's test figures are computed."""
-        return self.model.evaluate(evaluation_batches(rows, EVALUATION_ROWS))
+        """Loss and metrics over all rows, as a search's test figures are computed; for completions
+        also the share that is generated exactly (greedy, white space around it aside)."""
+        evaluation = self.model.evaluate(evaluation_batches(rows, EVALUATION_ROWS))
+        if not len(rows) or rows.completion(0) is None:
+            return evaluation
+        exact = sum(
+            self._is_generated(*pair) for i in range(len(rows)) if (pair := rows.completion(i))
+        )
+        return replace(evaluation, metric=evaluation.metric | {"exact_match": exact / len(rows)})
+
+    def _is_generated(self, prompt: list[int], completion: list[int]) -> bool:
+        found = list[int]()
+        for token in continuation(self.model, prompt, len(completion), chooser(None)):
+            if token in self.end_tokens:
+                break
+            found.append(token)
+        wanted, found_text = (
+            self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for ids in (completion, found)
+        )
+        return bool(wanted == found_text)
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """(class name, its probability) of each text, cut to the length of training."""

@@ -61,7 +61,7 @@ def _check_data(config: SearchConfig) -> list[str]:
             messages.append(f"--{name}: there is no file {source!r}.")
         elif path.stat().st_size == 0:
             messages.append(f"--{name}: the file {source!r} is empty.")
-    for name in ("text_column", "label_column"):
+    for name in ("text_column", "label_column", "prompt_column", "completion_column"):
         column, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if column is not None and config.train is None:
             messages.append(

@@ -7,7 +7,7 @@ because every trial actor loads it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,16 @@ class SearchConfig:
     )
     label_column: str | None = setting(
         None, DATA, "column of the label: a class, or for regression a number", roles=_COMPARABLE
+    )
+    prompt_column: str | None = setting(
+        None,
+        DATA,
+        "column of the prompt, whose completion is learned (causal-lm); a column of chats is "
+        "called messages",
+        roles=_COMPARABLE,
+    )
+    completion_column: str | None = setting(
+        None, DATA, "column of the completion: the loss is over it alone", roles=_COMPARABLE
     )
     encoding: str | None = setting(
         None,
@@ -301,12 +311,24 @@ class SearchConfig:
         }
         return f"init: {init!r} {reason[init]}; this search has {', '.join(self.inits())}."
 
+    def anchored(self) -> SearchConfig:
+        """The same with the absolute paths of what lies on this machine, so that it holds in any
+        working directory; names and URLs stay."""
+        names = ["train", "valid", "test"]
+        if self.model != "demo":
+            names.append("model")
+        if Path(self.space).suffix in (".yaml", ".yml"):
+            names.append("space")
+        paths: dict[str, Any] = {name: _anchored(getattr(self, name)) for name in names}
+        return replace(self, **paths)
+
     def to_yaml(self) -> str:
-        """The config as YAML for --config: all keys except those of one call.
+        """The config as YAML for --config: all keys except those of one call, paths absolute.
 
         best.yaml is `dataclasses.replace(config, trial=best.to_dict()).to_yaml()`.
         """
-        settings = {k: v for k, v in asdict(self).items() if k not in settings_with(Role.ONE_CALL)}
+        values, left_out = asdict(self.anchored()), settings_with(Role.ONE_CALL)
+        settings = {k: v for k, v in values.items() if k not in left_out}
         settings["peers"] = list(self.peers)
         return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
@@ -334,6 +356,12 @@ def settings_with(role: Role) -> tuple[str, ...]:
 def settings_under(group: str) -> tuple[str, ...]:
     """Names of the settings under a heading of --help."""
     return tuple(name for name, known in SETTINGS.items() if known.group == group)
+
+
+def _anchored(path: str | None) -> str | None:
+    if path is None or "://" in path or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -23,6 +23,7 @@ from tune_app.study.explore import check_population
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space, shipped_spaces
 from tune_app.tasks.known import check_task
+from tune_app.tasks.stdlib_text import SPLITS
 
 _PEER_TIMEOUT_S = 5.0
 
@@ -98,13 +99,14 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
     """What differs from the run that is gone on with, where its trials would not compare."""
     if not run.search_yaml.is_file():  # it was killed before its first trial
         return []
-    before = SearchConfig.from_yaml(run.search_yaml)
+    before, config = SearchConfig.from_yaml(run.search_yaml).anchored(), config.anchored()
     messages = [
         f"--{name.replace('_', '-')}: differs from what the run began with "
         f"({getattr(before, name)}, now {getattr(config, name)})."
         for name in settings_with(Role.SAME)
         if getattr(before, name) != getattr(config, name)
-    ]
+        and not (name in SPLITS and getattr(before, name) and getattr(config, name))
+    ]  # data under another name are the same if their fingerprint is: `check_same_data`
     population = _check_same_population(before, config)
     if before.objective != config.objective:
         population.append(

@@ -35,6 +35,7 @@ class Dataset:
     """Tokenised rows of different lengths.
 
     labels: one a row: class indices (int), or numbers (float); None where rows have none
+    learned_from: of rows without labels, the first token that is learned; None: all of them
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Dataset:
         rows: Sequence[Sequence[int]],
         labels: Sequence[int] | Sequence[float] | None = None,
         pad_id: int = 0,
+        learned_from: Sequence[int] | None = None,
     ) -> None:
         self._rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
         self._lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         self.labels_N = None if labels is None else torch.tensor(labels)  # int64 or float32
         self._pad_id = pad_id
+        self._learned_from = None if learned_from is None else torch.tensor(learned_from)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,9 +61,19 @@ class Dataset:
         tokens_BT = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
         if self.labels_N is None:
             labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+            if self._learned_from is not None:
+                places_T = torch.arange(labels.shape[1])
+                labels[places_T < self._learned_from[indices_B][:, None]] = IGNORED
         else:
             labels = self.labels_N[indices_B]
         return Batch(tokens_BT, labels, self._lengths[indices_B])
+
+    def completion(self, i: int) -> tuple[list[int], list[int]] | None:
+        """(prompt, completion) of the row in tokens; None where rows have none."""
+        if self._learned_from is None:
+            return None
+        row, start = self._rows[i].tolist(), int(self._learned_from[i])
+        return row[:start], row[start:]
 
     def fingerprint(self) -> str:
         """sha256 over all token ids, their order and the labels."""
@@ -69,6 +82,8 @@ class Dataset:
             digest.update(row.numpy().tobytes())
         if self.labels_N is not None:
             digest.update(self.labels_N.numpy().tobytes())
+        if self._learned_from is not None:
+            digest.update(self._learned_from.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -29,6 +29,12 @@ def check_task(config: SearchConfig, *, needs_data: bool = True) -> list[str]:
     task, messages = TASKS[config.task], []
     if needs_data and config.train is None and task.built_in is None:
         messages.append(f"--train: --task {task.name} has no built-in data; give --train.")
+    for name in ("prompt_column", "completion_column"):
+        if getattr(config, name) is not None and task.labels != "none":
+            flag = "--" + name.replace("_", "-")
+            messages.append(f"{flag}: only --task causal-lm learns completions; leave it out.")
+    if (config.prompt_column is None) != (config.completion_column is None):
+        messages.append("--prompt-column and --completion-column: give both or neither.")
     if config.label_column is not None and task.labels == "none":
         messages.append(f"--label-column: --task {task.name} learns from text alone; leave it out.")
     if config.objective not in OBJECTIVES:

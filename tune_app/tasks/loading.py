@@ -215,4 +215,4 @@ def dataset(rows: Rows, class_names: tuple[str, ...], scale: Scale | None, pad_i
     elif labels is not None:
         index = {name: i for i, name in enumerate(class_names)}
         labels = [index[label] for label in labels]
-    return Dataset(rows.tokens, labels, pad_id)
+    return Dataset(rows.tokens, labels, pad_id, rows.learned_from)

@@ -6,7 +6,7 @@ Everything here raises `ConfigError` with all that is wrong with the one source.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tune_app.tasks.files import Source, load, source_name
 # Column names that data sets for text commonly use; a single one of them is taken unasked.
 TEXT_NAMES = ("text", "sentence", "content", "document", "review", "docstring", "comment")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment", "package")
+_PAIR, _CHAT = ("prompt", "completion"), "messages"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Texts:
     labels: list[str] | list[float] | None  # class names or numbers; None where none were asked for
     notes: list[str] = field(default_factory=list)
     is_stream: bool = False
+    completions: list[str] | None = None  # of `texts`, which are prompts then
+    chats: list[list[dict[str, str]]] | None = None  # role and content; `texts` is empty then
     columns: str = ""  # which column is what, in words; "" where there are none
 
 
@@ -40,6 +43,8 @@ class Reading:
     labels: Labels
     text_column: str | None = None
     label_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
     encoding: str | None = None
     delimiter: str | None = None
 
@@ -50,6 +55,8 @@ class Reading:
             labels=labels,
             text_column=config.text_column,
             label_column=config.label_column,
+            prompt_column=config.prompt_column,
+            completion_column=config.completion_column,
             encoding=config.encoding,
             delimiter=config.delimiter,
         )
@@ -72,7 +79,10 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
 
     frame, notes, headless = loaded.frame, list(loaded.notes), False
     if loaded.raw and len(frame):
-        named = _names_columns(reading.text_column, reading.label_column)
+        named = _names_columns(
+            *(reading.text_column, reading.label_column),
+            *(reading.prompt_column, reading.completion_column),
+        )
         header, sure = (True, True) if named else _has_header(frame)
         headless = not header
         if header:
@@ -88,6 +98,8 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
         raise ConfigError([f"{name}: the file holds no rows"])
     if len(set(frame.columns)) < len(frame.columns):
         raise ConfigError([f"{name}: column names must differ, got {_shown(frame.columns)}"])
+    if not labelled and (taught := _with_completions(frame, name, reading)) is not None:
+        return replace(taught, notes=notes + taught.notes)
     text_at, label_at, guessed = _columns(frame, name, reading)
     label = "" if label_at is None else f", label is column {frame.columns[label_at]!r}"
     columns = f"text is column {frame.columns[text_at]!r}{label}"
@@ -127,7 +139,7 @@ def _has_header(frame: pd.DataFrame) -> tuple[bool, bool]:
     So does a long text, unless another column repeats its values and never this one.
     """
     first = [str(cell).strip() for cell in frame.iloc[0]]
-    if {cell.lower() for cell in first} & {*TEXT_NAMES, *LABEL_NAMES}:
+    if {cell.lower() for cell in first} & {*TEXT_NAMES, *LABEL_NAMES, *_PAIR, _CHAT}:
         return True, True
     names = first[1:] if len(first) > 1 and not first[0] else first
     if any(not cell or re.fullmatch(r"[-+]?\d+(\.\d+)?", cell) for cell in names):
@@ -187,6 +199,74 @@ def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int
     if mistakes or text_at is None:
         raise ConfigError(mistakes)
     return text_at, label_at, guessed
+
+
+def _with_completions(frame: pd.DataFrame, path: str, reading: Reading) -> Texts | None:
+    """Prompts with completions, or chats, where the columns say so; None where they do not."""
+    given = (reading.prompt_column, reading.completion_column)
+    columns = {column.strip().lower(): i for i, column in enumerate(frame.columns)}
+    if given == (None, None):
+        if reading.text_column is not None or {*TEXT_NAMES} & columns.keys():
+            return None
+        if _CHAT in columns:
+            return _chats(frame.iloc[:, columns[_CHAT]], path)
+        if not {*_PAIR} <= columns.keys():
+            return None
+        places = [columns[name] for name in _PAIR]
+    else:
+        places, mistakes = [], []
+        for flag, name in zip(("--prompt-column", "--completion-column"), given, strict=True):
+            if name in list(frame.columns):
+                places.append(list(frame.columns).index(str(name)))
+            elif name is not None and name.isdigit() and int(name) < len(frame.columns):
+                places.append(int(name))
+            else:
+                mistakes.append(f"{path}: no column for {flag} {name!r}; {_shown(frame.columns)}")
+        if mistakes:
+            raise ConfigError(mistakes)
+    prompts, completions = (frame.iloc[:, place] for place in places)
+    mistakes = [
+        f"{path}: column {cells.name!r} must hold text; it does not in {_rows(strange)}"
+        for cells in (prompts, completions)
+        if (strange := ~cells.map(lambda cell: isinstance(cell, str))).any()
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+    full = (prompts.str.strip() != "") & (completions.str.strip() != "")
+    notes = []
+    if not full.all():
+        name = path.rsplit("/", 1)[-1]
+        notes.append(f"{name}: {(~full).sum()} rows without prompt or completion were dropped")
+    if not full.any():
+        raise ConfigError(f"{path}: no row has a prompt and a completion")
+    said = f"prompt is column {prompts.name!r}, completion is column {completions.name!r}"
+    return Texts(
+        list(prompts[full]), None, notes, completions=list(completions[full]), columns=said
+    )
+
+
+def _chats(cells: pd.Series, path: str) -> Texts:
+    """Messages of role and content, the last one the assistant's."""
+
+    def is_chat(cell: object) -> bool:
+        if not isinstance(cell, list | tuple | np.ndarray) or len(cell) < 2:
+            return False
+        whole = all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in cell
+        )
+        return whole and cell[-1]["role"] == "assistant" and bool(cell[-1]["content"].strip())
+
+    strange = ~cells.map(is_chat).astype(bool)
+    if strange.any():
+        raise ConfigError(
+            f"{path}: {cells.name!r} must be a list of messages with role and content, the last "
+            f"one of the assistant; it is not in {_rows(strange)}"
+        )
+    chats = [[{k: m[k] for k in ("role", "content")} for m in cell] for cell in cells]
+    return Texts([], None, chats=chats, columns=f"chats are column {cells.name!r}")
 
 
 def _clean(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tune_app.run.search_config import ConfigError
 from tune_app.tasks.base import Task
 from tune_app.tasks.readers import Texts
 from tune_app.tasks.splits import Rows
@@ -16,6 +17,7 @@ class SplitLengths:
 
     tokens: list[int] = field(default_factory=list)
     dropped: int = 0
+    completions_cut: int | None = None  # None where rows have no completions
 
 
 @dataclass
@@ -48,9 +50,15 @@ class Lengths:
         notes = []
         for split, (longer, texts) in self.cut.items():
             if longer:
+                cut = self.splits[split].completions_cut
+                how = (
+                    "were cut"
+                    if cut is None
+                    else f"their prompts were cut at the beginning, {cut} completions at the end"
+                )
                 notes.append(
                     f"{longer} of {texts} {split} texts are longer than --max-length "
-                    f"{self.max_length} and were cut"
+                    f"{self.max_length} and {how}"
                 )
         if 20 * sum(cut for cut, _ in self.cut.values()) > sum(n for _, n in self.cut.values()):
             notes[-1] += f" (--max-length {self.of_a_twentieth} would cut a twentieth)"
@@ -64,6 +72,8 @@ class Lengths:
 
 def tokenise(part: Texts, task: Task, limit: int, tokenizer: Any, lengths: SplitLengths) -> Rows:
     """Rows of at most `limit` tokens; what cutting did is added to `lengths`."""
+    if part.completions is not None or part.chats is not None:
+        return _taught(part, limit, tokenizer, lengths)
     # verbose: no warning about the model's longest input, since rows are cut right here
     ids = tokenizer(part.texts, add_special_tokens=True, verbose=False)["input_ids"]
     if part.is_stream:
@@ -78,3 +88,63 @@ def tokenise(part: Texts, task: Task, limit: int, tokenizer: Any, lengths: Split
     if not part.is_stream:
         lengths.dropped += len(tokens) - len(kept)
     return Rows(tokens, part.labels).keep(kept)
+
+
+def _taught(part: Texts, limit: int, tokenizer: Any, lengths: SplitLengths) -> Rows:
+    """Prompts with their completions, of which alone is learned.
+
+    A row that is too long loses the beginning of its prompt, all but a token; only then the end of
+    its completion. Prompt and completion are tokenised apart, as in use, when the completion is yet
+    to come; the end token after it teaches where to stop.
+    """
+    prompts, completions = part.texts, part.completions or []
+    if part.chats is not None:
+        pairs = [_rendered(chat, tokenizer) for chat in part.chats]
+        prompts, completions = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+    options = {"verbose": False}
+    # A chat template writes special tokens itself.
+    begins = tokenizer(prompts, add_special_tokens=part.chats is None, **options)["input_ids"]
+    ends = tokenizer(completions, add_special_tokens=False, **options)["input_ids"]
+    end = tokenizer.eos_token_id
+    rows, learned_from = list[tuple[int, ...]](), list[int]()
+    lengths.completions_cut = lengths.completions_cut or 0
+    for begin, rest in zip(begins, ends, strict=True):
+        if end is not None and begin[-1:] == [end] and len(begin) > 1:
+            begin = begin[:-1]  # some tokenizers end every text
+        if end is not None and part.chats is None:
+            rest = [*rest, end]
+        lengths.tokens.append(len(begin) + len(rest))
+        if not begin or not rest or limit < 2:
+            lengths.dropped += 1
+            continue
+        lengths.completions_cut += len(rest) > limit - 1
+        rest = rest[: limit - 1]
+        begin = begin[-(limit - len(rest)) :]
+        rows.append((*begin, *rest))
+        learned_from.append(len(begin))
+    return Rows(rows, None, learned_from)
+
+
+def _rendered(chat: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
+    """(the chat up to the last answer, that answer) as the model's own template writes them.
+
+    Raises ConfigError where it has none, or one that does not take such chats.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "--model: has no chat template, so nothing says how it reads messages; take a model "
+            "that was tuned for chats, or give --prompt-column and --completion-column."
+        )
+    try:
+        prompt: str = tokenizer.apply_chat_template(
+            chat[:-1], tokenize=False, add_generation_prompt=True
+        )
+        whole: str = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception as error:  # the template's own words, such as that roles must alternate
+        raise ConfigError(f"--model: its chat template refuses a chat: {error}") from error
+    if not whole.startswith(prompt):
+        raise ConfigError(
+            "--model: its chat template writes a chat otherwise once it is answered, so its answer "
+            "cannot be told from its prompt; give --prompt-column and --completion-column."
+        )
+    return prompt, whole[len(prompt) :]
