@@ -55,7 +55,8 @@ def test_evaluate_gives_the_test_figures_of_the_run(task, run, causal_run, capsy
     row = load(run).best
     value = f"{row[f'test_{metric}']:.3f}" if task == "classification" else "[0-9,.]+"
     said = _apply(capsys, run.path, "--evaluate")
-    assert re.fullmatch(rf"test: loss {row['test_loss']:.3f}, {metric} {value} \(15 rows\)\n", said)
+    figures = rf"test: loss {row['test_loss']:.3f}, {metric} {value}(, f1 [0-9.]+)?"
+    assert re.fullmatch(rf"{figures} \(15 rows\)\n", said)
 
 
 def test_evaluate_on_a_file_of_ones_own(run, tmp_path, capsys):
