@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures, search_throughput
+from benchmarks import figures, generation, real_model, search_throughput
 from benchmarks.search_throughput import ArmsDisagree, Bench, on_swarm, write_results
 from benchmarks.workload import Workload, write_data
+from tune_app.backbones.local import LocalBackbone
+from tune_app.models.folder import model_folder
 
 
 @pytest.mark.slow
@@ -76,3 +78,19 @@ def test_what_petals_own_server_needs_is_told_apart() -> None:
 def _row(arm: str, seconds: float, **values: float) -> dict:
     run = search_throughput.Run("throughput", "swarm", arm, 0, 24, seconds, seconds)
     return vars(run) | values
+
+
+@pytest.mark.slow
+def test_a_search_is_measured(tmp_path: Path) -> None:
+    """As on SmolLM2, which would have to be fetched, but on the demo model."""
+    found = real_model.search(model_folder("demo"), "local", 2, 2, tmp_path / "run")
+    assert 0 < found.until_first_report < found.seconds
+    assert found.peak_mb > 100
+    assert 0 <= found.accuracy <= 1
+    assert "accuracy 0." in str(found)
+
+
+def test_a_continued_text_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    local = LocalBackbone(model_folder("demo"), device="cpu", dtype="float32")
+    generation.measure("local", local, [5, 6, 7, 8], repeats=1)
+    assert "the same tokens" in capsys.readouterr().out
