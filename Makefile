@@ -2,8 +2,8 @@
 # make test | make check    the quick tests | formatting, lint, types and every test
 # make help                 everything else
 
-PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
-	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		2> /dev/null && { command -v $$python; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,7 +57,7 @@ clean:
 # machines can name. A torch of this version that is there already is kept.
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@if [ -z '$(PYTHON)' ]; then \
-		echo 'tune_app needs Python 3.11 or 3.12 with venv, and none was found on PATH.' >&2; \
+		echo 'tune_app needs Python 3.11, 3.12 or 3.13 with venv, and none was found on PATH.' >&2; \
 		echo 'Install one (Debian, Ubuntu: apt install python3.11-venv), or name it:' >&2; \
 		echo '    make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; \
 		exit 1; \
