@@ -80,6 +80,8 @@ def _decisive(runs: pd.DataFrame) -> str:
 def _rates(runs: pd.DataFrame) -> str:
     """Learning rate by start, seed 0, 8 prompt tokens, 60 steps, warmup of a tenth."""
     chosen = of(runs, seed=0, warmup_steps=6, prompt_length=8, steps=60)
+    if chosen["lr"].nunique() < 2:
+        return ""
     rows = []
     for task, init in itertools.product(
         chosen["task"].unique(), ("normal", "vocab", "text", "labels")
@@ -100,6 +102,8 @@ def _shapes(runs: pd.DataFrame) -> str:
     chosen = of(runs, seed=0, init="vocab", lr=1e-3)
     chosen = chosen[chosen["warmup_steps"] * 10 == chosen["steps"]]
     shapes = sorted(set(zip(chosen["prompt_length"], chosen["steps"], strict=True)))
+    if len(shapes) < 2:
+        return ""
     rows = [
         [task, *(_pair(of(chosen, task=task, prompt_length=p, steps=s)) for p, s in shapes)]
         for task in chosen["task"].unique()
@@ -138,7 +142,7 @@ def _searches(runs: pd.DataFrame) -> str:
         tried = of(runs, task=task, seed=0, prompt_length=8, steps=60)
         before, after = tried[tried["init"] == "normal"], tried
         k = min(4, len(before))
-        if len(after) <= len(before):
+        if k < 2 or len(after) <= len(before):
             continue
         default = of(tried, **DEFAULT)
         rows.append(
