@@ -105,6 +105,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, first, count in (("train", 0, 40), ("valid", 100, 12), ("test", 200, 12)):
         rows = pd.read_csv(write_rows(home / f"{name}.csv", first, count))
         rows.to_json(home / f"{name}.jsonl", orient="records", lines=True)
+    points = pd.DataFrame([(f"essay {'word ' * (i % 7)}{i}", i % 7) for i in range(40)])
+    points.to_csv(home / "essays.csv", index=False, header=["text", "points"])
+    pairs = pd.DataFrame([(f"what is {i}?", f"{i}") for i in range(40)])
+    pairs.set_axis(["prompt", "completion"], axis=1).to_json(
+        home / "answers.jsonl", orient="records", lines=True
+    )
     (home / "handbook.txt").write_text((ROOT / "README.md").read_text())
     (home / "lines.txt").write_text("wing nest\nroot bark\n")
     page = ROOT / "docs" / "your-space.md"

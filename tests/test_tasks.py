@@ -258,7 +258,8 @@ def test_given_splits_are_kept_and_repeated_rows_counted(tmp_path, tokenizer):
     )
     data = load_task_data(config, tokenizer)
     assert (len(data.train), len(data.valid), len(data.test)) == (40, 10, 10)
-    assert data.notes == ["3 valid rows are in train too"]
+    assert data.notes[0] == "3 valid rows are in train too"
+    assert [note for note in data.notes[1:] if "demo model" not in note] == []
     assert data.class_names == ("a", "b")
     assert data.train.batch([0, 1]).labels.tolist() == [0, 1]
 

@@ -50,6 +50,8 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
             f"trials are compared on {len(judged.tokens)} of {len(splits['valid'].tokens)} valid "
             "rows" + (", each class with its share" if class_names else "") + " (--eval-rows)"
         )
+    if config.train is not None and config.model == "demo":
+        notes.append("the demo model is for trying out; for results on your data, give --model")
     train, valid, test = (datasets[split] for split in SPLITS)
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()

@@ -58,7 +58,7 @@ class DataSummary:
             named = ", ".join(f"{name} {amount:,}" for amount, name in most[:12])
             lines.append(f"{len(most)} classes in train: {named}{more}")
         reached = ", ".join(
-            f"{self.constant[split]:.3f} on {split}"
+            f"{round(self.constant[split], 3) + 0:.3f} on {split}"
             for split in ("valid", "test")
             if split in self.constant
         )
