@@ -89,7 +89,7 @@ def kill_each(run: Path, targets: Sequence[str], said: Callable[[str], None]) ->
         if target in ENDS_IT:
             search.wait()
             search.check_nothing_is_left()
-            search = Search("--resume", str(run))
+            search = Search("--backbone=swarm", "--resume", str(run))
         gaps[target] = _longest_pause_s(search, run, before, began)
         said(f"| {target} | {gaps[target]:.1f} |")
     search.process.terminate()

@@ -98,7 +98,7 @@ def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Pat
     assert not set(states(run)) & {"FAIL", "RUNNING", "PRUNED"}
 
     with private_swarm(model_folder("demo"), **serving):  # its address is the same again
-        finish(Search("--resume", str(run)))
+        finish(Search("--backbone=swarm", "--resume", str(run)))
     check_nothing_is_lost(run, 3)
     assert states(run) == ["COMPLETE"] * 3
 

@@ -27,6 +27,7 @@ from tune_app.models.identity import ModelIdentity
 from tune_app.models.parts import Block, OneBlockCache, load_blocks
 from tune_app.serve.asking import KEEPS_GRAPHS
 from tune_app.serve.fast_step import compute_fast
+from tune_app.serve.processes import hivemind_ends_with_us
 
 # Begins what our servers tell each other in the place of a hub's address.
 _OUR_WEIGHTS = "weights:"
@@ -170,6 +171,7 @@ def make_server(
     options: Petals' own, to be given to its `Server`
     Raises ValueError where the others serve another model under this name.
     """
+    hivemind_ends_with_us()
     if not stock:
         compute_fast()
     counts = itertools.count(1)

@@ -26,7 +26,6 @@ from tune_app.serve.checks import answers
 from tune_app.serve.processes import (
     end_with,
     end_with_parent,
-    hivemind_ends_with_us,
     hivemind_processes,
 )
 
@@ -239,7 +238,6 @@ def _serve(
 ) -> None:
     """One Petals server, until it or something that it has started ends."""
     end_with_parent(supervisor)
-    hivemind_ends_with_us()
     try:
         _run_server(job, spec, peers, news, again)
     except BaseException as error:
