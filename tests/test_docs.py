@@ -164,7 +164,7 @@ def reviews(home: Path) -> Path:
 @pytest.fixture(scope="module")
 def peer(home: Path) -> Iterator[str]:
     """An address of the swarm that the lines of your-swarm.md start, each with one block of two."""
-    others, first = (line for line in lines_of("python -m tune_app.serve") if "--listen" in line)
+    first, others = (line for line in lines_of("python -m tune_app.serve") if "--listen" in line)
     ready = r"(?m)^blocks \S+  (\S+)$(?s:.*)Ctrl-C ends"
 
     def near(line: str, blocks: str) -> str:
