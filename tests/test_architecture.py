@@ -20,8 +20,8 @@ ONLY_IN = {
     "ray": ("search/ray_tune/",),
     "petals": ("backbones/swarm.py", "backbones/swarm_session.py", "serve/", "petals_compat.py"),
     "hivemind": ("backbones/swarm.py", "serve/", "petals_compat.py"),
-    "mlflow": ("search/checks.py",),
-    "wandb": ("search/checks.py",),
+    "mlflow": ("search/checks.py", "search/tracking.py"),
+    "wandb": ("search/checks.py", "search/tracking.py"),
 }
 # The rooms, each with those that it may import from besides itself. A command (cli.py) puts the
 # rooms together, so it may import from any; nobody imports it.

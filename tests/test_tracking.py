@@ -7,7 +7,6 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +14,13 @@ from pages import lines_of
 from shell import background, shell
 
 from benchmarks.relay import free_port
-from tune_app.run.run_dir import RunDir
+from tune_app.run.events import TrialEnded, TrialReported, TrialStarted
+from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.checks import check_everything
-from tune_app.search.ray_tune.tracking import tracking_callbacks
-from tune_app.search.trial_job import JOB, REPORT, TrialJob, trial_name
+from tune_app.search.tracking import _Follower, trackers
+from tune_app.search.trial_job import trial_name
 
 PROJECT = "prompt-tuning"
 SEARCH = "python -m tune_app.search"
@@ -175,16 +175,39 @@ def test_a_server_that_dies_does_not_end_the_search(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said: list[str] = []
     config = SearchConfig(mlflow="http://127.0.0.1:9")
-    (callback,) = tracking_callbacks(config, RunDir(tmp_path), said.append)
-    job = TrialJob(3, TrialConfig(lr=0.1), tmp_path)
-    trial = SimpleNamespace(config={JOB: job}, trial_id="a")
-
-    callback.setup()
-    callback.log_trial_start(trial)
-    told = Report(step=4, eval_loss=2.0)
-    callback.log_trial_result(1, trial, told.flat() | {REPORT: told})
-    callback.log_trial_end(trial)
+    with trackers(config, RunDir(tmp_path), said.append) as (listen,):
+        listen(TrialStarted(trial=3, config=TrialConfig(lr=0.1)))
+        listen(TrialReported(trial=3, report=Report(step=4, eval_loss=2.0)))
+        listen(TrialEnded(trial=3, status=Status.FINISHED))
 
     assert len(said) == 1
-    assert said[0].startswith("MLflow takes no more results, the search goes on without it: ")
-    assert trial.config == {JOB: job}
+    assert said[0].startswith("MLflow takes no more results, the search continues without: ")
+
+
+def test_trials_that_nobody_ended_are_told_as_interrupted() -> None:
+    """And what has not begun in this command is not reported: it has no run there."""
+    heard: list[tuple[Any, ...]] = []
+
+    class Listening:
+        name = "a tracker"
+
+        def started(self, trial: int, parameters: dict[str, Any]) -> None:
+            heard.append(("started", trial, parameters["lr"], "power" in parameters))
+
+        def reported(self, trial: int, report: Report) -> None:
+            heard.append(("reported", trial, report.step))
+
+        def ended(self, trial: int, status: Status) -> None:
+            heard.append(("ended", trial, status))
+
+    follower = _Follower("a tracker", Listening, print)
+    follower.listen(TrialReported(trial=1, report=Report(step=8)))
+    follower.listen(TrialStarted(trial=2, config=TrialConfig(lr=0.1)))
+    follower.listen(TrialReported(trial=2, report=Report(step=4)))
+    follower.close()
+
+    assert heard == [
+        ("started", 2, 0.1, False),
+        ("reported", 2, 4),
+        ("ended", 2, Status.INTERRUPTED),
+    ]

@@ -19,7 +19,7 @@ from ray.tune.experiment import trial as tune_trial
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.ray_tune import trainable
-from tune_app.search.ray_tune.trainable import Trial
+from tune_app.search.ray_tune.trainable import TrialActor
 from tune_app.search.trial_job import JOB, REPORT, TrialJob
 
 # What Tune asks of a trainable's actor and this one has no use for: it writes no checkpoints of
@@ -29,8 +29,8 @@ FIRST = Report(step=4, eval_loss=2.0)
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> Trial:
-    return Trial({JOB: TrialJob(3, TrialConfig(steps=8), tmp_path)})
+def trial(tmp_path: Path) -> TrialActor:
+    return TrialActor({JOB: TrialJob(3, TrialConfig(steps=8), tmp_path)})
 
 
 def called_by_tune() -> set[str]:
@@ -44,13 +44,13 @@ def test_the_actor_answers_all_that_tune_calls() -> None:
     names = called_by_tune() - UNUSED
     assert {"train", "reset", "stop", "get_auto_filled_metrics"} <= names
     for name in names | {"default_resource_request"}:
-        ours = inspect.signature(getattr(Trial, name)).parameters
+        ours = inspect.signature(getattr(TrialActor, name)).parameters
         for parameter in inspect.signature(getattr(tune.Trainable, name)).parameters.values():
             if parameter.default is parameter.empty or parameter.name in ("storage",):
                 assert parameter.name in ours, f"{name} lacks {parameter.name}"
 
 
-def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
+def test_a_report_has_what_tunes_own_trainable_adds(trial: TrialActor) -> None:
     class Reference(tune.Trainable):
         def step(self) -> dict[str, object]:
             return FIRST.flat() | {REPORT: FIRST, "timesteps_total": FIRST.step}
@@ -73,11 +73,11 @@ def test_a_report_has_what_tunes_own_trainable_adds(trial: Trial) -> None:
         (Report(step=4, diverged=True), True),
     ],
 )
-def test_the_last_report_ends_the_trial(trial: Trial, report: Report, done: bool) -> None:
+def test_the_last_report_ends_the_trial(trial: TrialActor, report: Report, done: bool) -> None:
     assert trial._result(report)["done"] is done
 
 
-def test_a_reused_actor_is_another_trial_under_its_first_name(trial: Trial) -> None:
+def test_a_reused_actor_is_another_trial_under_its_first_name(trial: TrialActor) -> None:
     assert trial.reset({JOB: replace(trial._job, number=7)})
 
     assert trial._job.number == 7
@@ -91,7 +91,7 @@ from pathlib import Path
 import ray
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.trial_job import JOB, TrialJob
-from tune_app.search.ray_tune.trainable import Trial, register_trial
+from tune_app.search.ray_tune.trainable import TrialActor, register_trial
 from tune_app.serve.connection import Connection
 import ray.tune
 from ray.tune.execution.class_cache import _ActorClassCache

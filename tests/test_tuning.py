@@ -131,7 +131,6 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
             scheduler=build_trial_scheduler("none", steps=1),
             callbacks=[recorder],
             stopping=lambda: False,
-            say=print,
             at_once=4,
         )
         actors = ray._private.state.actors()

@@ -15,6 +15,7 @@ from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 
 JOB = "job"  # the one key of what Ray Tune takes for a trial's config; its value is a TrialJob
+DUPLICATE = "__duplicate__"  # what a result says that repeats the last one, in Ray Tune's words
 REPORT = "report"  # the key of the Report in what Ray Tune takes for a result
 
 
@@ -72,6 +73,10 @@ class TrialJob:
     def is_default(self) -> bool:
         """Whether answers may be stated against it, so that nothing ends or changes it early."""
         return self.number == 0 or self.origin == "default"
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What its config sets, for programs that show values by name."""
+        return {name: value for name, value in self.config.to_dict().items() if value is not None}
 
     @property
     def name(self) -> str:

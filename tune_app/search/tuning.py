@@ -17,6 +17,7 @@ from tune_app.search.executor import Executor
 from tune_app.search.live import LiveView
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import JobList, StudyTrials
+from tune_app.search.tracking import trackers
 from tune_app.search.trial_job import TrialJob, confirmation_number
 from tune_app.study.prior import with_priors
 from tune_app.study.pruners import build_pruner
@@ -42,9 +43,14 @@ def whole_search(
     run.write_atomic(run.space_yaml, space.text)
     run.write_atomic(run.search_yaml, config.to_yaml())
     live.introduce(executor)
-    with kept_fresh(run), executor.watched(live.show_hosts):
-        search(config, space, run, executor, live, ending)
-        confirm(config, run, executor, live, ending)
+    with (
+        kept_fresh(run),
+        executor.watched(live.show_hosts),
+        trackers(config, run, live.say) as tracked,
+    ):
+        log = EventLog(run, ending.listen, live.listen, executor.listen, *tracked)
+        search(config, space, run, executor, log, ending)
+        confirm(config, run, executor, live, log, ending)
 
 
 def search(
@@ -52,7 +58,7 @@ def search(
     space: SearchSpace,
     run: RunDir,
     executor: Executor,
-    live: LiveView,
+    log: EventLog,
     ending: Ending,
 ) -> None:
     """Runs what is left of the search's trials; every finished one is in the study and the events.
@@ -62,7 +68,6 @@ def search(
     before = RunState.read(run)
     name = study_name(config, run)
     study, base = open_study(config, run, name), config.base_trial()
-    log = _log(run, live, ending, executor)
     begins = SearchStarted if before.first is None else SearchResumed
     log.record(
         begins(
@@ -117,7 +122,12 @@ def search(
 
 
 def confirm(
-    config: SearchConfig, run: RunDir, executor: Executor, live: LiveView, ending: Ending
+    config: SearchConfig,
+    run: RunDir,
+    executor: Executor,
+    live: LiveView,
+    log: EventLog,
+    ending: Ending,
 ) -> None:
     """Trains the best configs again with fresh seeds, chooses one, and judges it and the default on
     the test split, with more seeds where a few do not decide; `confirm` runs in the events.
@@ -125,7 +135,6 @@ def confirm(
     A budget that is spent ends the search only: what was found is confirmed. But there is no
     further look then.
     """
-    log = _log(run, live, ending, executor)
     begun: set[tuple[int, int]] = set()
     while config.confirm and not ending.urgent:
         step = next_step(load(run), config, extend=not ending())
@@ -170,7 +179,3 @@ def _confirm_job(again: ConfirmRun, run: RunDir) -> TrialJob:
 def _record_end(log: EventLog, executor: Executor, ending: Ending) -> None:
     reason = ending.reason or "all trials are done"
     log.record(SearchEnded(reason=reason, hosts=tuple(executor.counters())))
-
-
-def _log(run: RunDir, live: LiveView, ending: Ending, executor: Executor) -> EventLog:
-    return EventLog(run, ending.listen, live.listen, executor.listen)

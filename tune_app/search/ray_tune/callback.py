@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
+from tune_app.search.ray_tune.internals import failure_of
 from tune_app.search.ray_tune.trainable import MachinesFailed
 from tune_app.search.recorder import Recorder
 from tune_app.search.trial_job import REPORT, job_of, report_of
@@ -61,11 +60,7 @@ class RecordsTrials(tune.Callback):
 
 def _reason(trial: Trial) -> tuple[str, bool]:
     """Why a trial failed, in one line, and whether its machines are to blame and not its config."""
-    # The local copy: the one in the trial's storage, which Ray itself reads, comes a failure later.
-    file = trial.pickled_error_file
-    # Without one it is an error of Ray Tune itself, which is kept as text only.
-    error = pickle.loads(Path(file).read_bytes()) if file else trial.get_error()
-    cause = getattr(error, "cause", None) or error
+    cause = failure_of(trial)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(cause, RayActorError):
         return "the process of the trial died", True

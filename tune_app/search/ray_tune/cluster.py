@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray._private.services
 
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
 from tune_app.search.host import TrialHost
+from tune_app.search.ray_tune.internals import (
+    LOOPBACK,
+    check_loopback,
+    check_ray,
+    listen_on_loopback_only,
+    ray_processes,
+)
 from tune_app.search.ray_tune.places import ways_round
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 
@@ -127,6 +133,7 @@ def _usage_error(error: Exception) -> Exception:
 def _ray(config: SearchConfig) -> Iterator[str]:
     """Ray, started here on loopback or joined at --address; yields the dashboard's URL. One that
     this process is connected to already is used, and left as it is."""
+    check_ray()
     if ray.is_initialized():
         yield ""
         return
@@ -149,20 +156,19 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         workers = max(os.cpu_count() or 1, min(at_once, _MOST_STARTED_AHEAD))
         startup = str(max(workers, -(-at_once // 3)))
         os.environ |= {"RAY_worker_maximum_startup_concurrency": startup}
-        # Ray replaces 127.0.0.1 by an outside address and then listens on all of them; without
-        # that step everything it opens is on loopback.
-        ray._private.services.resolve_ip_for_localhost = lambda host: host
+        listen_on_loopback_only()
         with _deaf_to_hang_ups():
             context = ray.init(
                 address="local",  # or Ray joins any cluster that it finds on this machine
                 num_cpus=workers,
                 include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                _node_ip_address="127.0.0.1",
                 object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
+                **LOOPBACK,
                 **quiet,
             )
     try:
+        if config.address is None:
+            check_loopback()
         url = context.dashboard_url
         yield f"http://{url}" if url else ""
     finally:
@@ -182,13 +188,13 @@ def _deaf_to_hang_ups() -> Iterator[None]:
 
 @contextmanager
 def _watched_ray(died: Callable[[], None]) -> Iterator[None]:
-    node, over = ray._private.worker._global_node, threading.Event()
+    (dead, kill), over = ray_processes(), threading.Event()
 
     def watch() -> None:
         while not over.wait(_LOOK_S):
             # The dashboard, say, can be done without.
-            if {"gcs_server", "raylet"} & {kind for kind, _ in node.dead_processes()}:
-                node.kill_all_processes(check_alive=False, allow_graceful=False)
+            if {"gcs_server", "raylet"} & dead():
+                kill()
                 died()
                 return
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -14,12 +16,12 @@ from tune_app.run.events import Event
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
-from tune_app.search.ray_tune.as_found import ray_as_found
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.cluster import Cluster, cluster
+from tune_app.search.ray_tune.internals import ray_as_found
 from tune_app.search.ray_tune.population import as_population
 from tune_app.search.ray_tune.prometheus import export_event, hosts_watched
-from tune_app.search.ray_tune.schedulers import build_trial_scheduler, keeps_actors
+from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.ray_tune.searcher import StudySearcher
 from tune_app.search.ray_tune.trainable import register_trial
 from tune_app.search.recorder import Recorder
@@ -39,9 +41,8 @@ class RayTune:
         space: SearchSpace,
         run: RunDir,
         machines: Cluster,
-        say: Callable[[str], None],
     ) -> None:
-        self._config, self._space, self._run, self._say = config, space, run, say
+        self._config, self._space, self._run = config, space, run
         self._machines = machines
         self.about, self.dashboard = machines.about, machines.dashboard
         self.tokens_in_flight = machines.tokens_in_flight
@@ -73,7 +74,6 @@ class RayTune:
             scheduler=rule,
             callbacks=[RecordsTrials(recorder)],
             stopping=stopping,
-            say=self._say,
         )
 
     def counters(self) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def ray_tune(
         cluster(config, progress=progress, say=say, ray_died=ray_died) as machines,
         ray_as_found(),
     ):
-        yield RayTune(config, space, run, machines, say)
+        yield RayTune(config, space, run, machines)
 
 
 class _EndSearch(tune.Stopper):
@@ -130,14 +130,12 @@ def _trial_name(trial: Any) -> str:
     return job_of(trial.config).name
 
 
-def _tracking(config: SearchConfig, run: RunDir, say: Callable[[str], None]) -> list[Any]:
-    if config.mlflow is None and config.wandb is None:
-        return []
-    from tune_app.search.ray_tune.tracking import (
-        tracking_callbacks,  # imports what is installed of both
-    )
+class _TensorBoard(TBXLoggerCallback):
+    """Ray's own, with a trial's hyperparameters by their names: Ray knows of one, the job."""
 
-    return tracking_callbacks(config, run, say)
+    def log_trial_start(self, trial: Trial) -> None:
+        trial.evaluated_params = job_of(trial.config).hyperparameters()
+        super().log_trial_start(trial)
 
 
 def _fit(
@@ -152,7 +150,6 @@ def _fit(
     scheduler: TrialScheduler,
     callbacks: list[tune.Callback],
     stopping: Callable[[], bool],
-    say: Callable[[str], None],
 ) -> None:
     """One `Tuner.fit()`; what comes of it is in the events, written by the recorder."""
     tuner = tune.Tuner(
@@ -161,7 +158,7 @@ def _fit(
             metric=OBJECTIVE,
             mode="min",
             search_alg=searcher,
-            scheduler=keeps_actors(scheduler),
+            scheduler=scheduler,
             num_samples=trials,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -172,7 +169,7 @@ def _fit(
             name=name,
             storage_path=str(run.ray),
             stop=_EndSearch(stopping, machines.stop_trials),
-            callbacks=[*callbacks, *_tracking(config, run, say)],
+            callbacks=[*callbacks, _TensorBoard()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=1 if config.verbose else 0,

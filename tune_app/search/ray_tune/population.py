@@ -16,6 +16,7 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
+from tune_app.search.ray_tune.internals import train_on
 from tune_app.search.ray_tune.searcher import StudySearcher
 from tune_app.search.study_trials import Jobs
 from tune_app.search.trial_job import JOB, TrialJob, job_of
@@ -102,8 +103,7 @@ class Population(FIFOScheduler):
         self._changed(PopulationChanged(step=step, changed=tuple(clones)))
         for trial in alive:
             if trial.status == Trial.RUNNING:
-                # Ray's wrapper has no name for it; a trial that was not paused is not resumed.
-                controller._tune_controller._schedule_trial_train(trial)
+                train_on(controller, trial)
 
 
 def as_population(

@@ -17,46 +17,55 @@ from tune_app.run.trial_report import evaluation_steps, first_judged
 from tune_app.search.trial_job import job_of
 
 
-def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
-    """Ray Tune's scheduler of that name, with rungs at steps at which trials are evaluated."""
-    if name == "none":
-        return FIFOScheduler()
-    common: dict[str, Any] = {"time_attr": "step"}
-    first = evaluation_steps(steps)[0]
-    if name == "asha":
-        return _never_stops_default(
-            AsyncHyperBandScheduler(
-                **common, max_t=steps + 1, grace_period=first_judged(steps), reduction_factor=2
-            )
-        )
-    if name == "median":
-        return _never_stops_default(
-            MedianStoppingRule(**common, grace_period=first, min_samples_required=3)
-        )
-    return HyperBandScheduler(**common, max_t=steps + 1, reduction_factor=3)
+class KeepsActors(TrialScheduler):
+    """Makes a scheduler choose paused trials only; stands before Ray's class among the bases.
 
+    Tune starts pending trials on its own and hands a free actor to the newest one. If the scheduler
+    also picks a pending trial, that trial takes the free actor while its own actor is still
+    starting; Tune then kills the new actor, so short trials would cost one process each.
+    """
 
-def _never_stops_default(scheduler: TrialScheduler) -> TrialScheduler:
-    """The default, in both of its forms, runs to its end: the answer is stated against it."""
-    decide = scheduler.on_trial_result
-
-    def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = decide(controller, trial, result)
-        return TrialScheduler.CONTINUE if job_of(trial.config).is_default else decision
-
-    scheduler.on_trial_result = on_trial_result
-    return scheduler
-
-
-def keeps_actors(scheduler: TrialScheduler) -> TrialScheduler:
-    """Tune starts pending trials by itself, the latest in an actor that is free. A pending trial
-    that its scheduler chooses is given that actor too, even while its own one starts, which is then
-    thrown away: short trials would cost a process each."""
-    choose = scheduler.choose_trial_to_run
-
-    def choose_trial_to_run(controller: Any) -> Trial | None:
-        trial = choose(controller)
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        trial = super().choose_trial_to_run(tune_controller)
         return trial if trial is not None and trial.status == Trial.PAUSED else None
 
-    scheduler.choose_trial_to_run = choose_trial_to_run
-    return scheduler
+
+class KeepsDefault(KeepsActors):
+    """The default, in both of its forms, runs to its end: the answer is stated against it."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if job_of(trial.config).is_default else decision
+
+
+class _InTurn(KeepsActors, FIFOScheduler):
+    pass
+
+
+class _Asha(KeepsDefault, AsyncHyperBandScheduler):
+    pass
+
+
+class _Median(KeepsDefault, MedianStoppingRule):
+    pass
+
+
+class _HyperBand(KeepsActors, HyperBandScheduler):
+    pass
+
+
+def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
+    """Ray Tune's scheduler of that name, with rungs at steps at which trials are evaluated."""
+    if name == "asha":
+        return _Asha(
+            time_attr="step",
+            max_t=steps + 1,
+            grace_period=first_judged(steps),
+            reduction_factor=2,
+        )
+    if name == "median":
+        first = evaluation_steps(steps)[0]
+        return _Median(time_attr="step", grace_period=first, min_samples_required=3)
+    if name == "hyperband":
+        return _HyperBand(time_attr="step", max_t=steps + 1, reduction_factor=3)
+    return _InTurn()

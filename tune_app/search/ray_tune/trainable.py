@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from tune_app.run.trial_report import Report, Update
-from tune_app.search.trial_job import JOB, REPORT, TrialJob, job_of
+from tune_app.search.trial_job import DUPLICATE, JOB, REPORT, TrialJob, job_of
 from tune_app.serve.connection import Connection
 
 # An update comes within seconds; a host that has to load its model again takes longer.
@@ -32,7 +32,7 @@ class MachinesFailed(TrialFailed):
     """The host or the swarm is gone, which says nothing about the trial's config."""
 
 
-class Trial:
+class TrialActor:
     """One trial after another: an actor of Tune's, which reuses it.
 
     No subclass of Tune's Trainable, or its process would have to import that; it has the methods
@@ -89,7 +89,7 @@ class Trial:
                 if update.report is not None:
                     return self._result(update.report)
                 if update.done:  # stopped by the host, with nothing new to report
-                    return {"__duplicate__": True, "done": True}
+                    return {DUPLICATE: True, "done": True}
         except ray.exceptions.RayActorError as error:
             raise MachinesFailed("the trial host died") from error
         except ray.exceptions.GetTimeoutError as error:
@@ -136,25 +136,12 @@ class Trial:
 
 
 def register_trial(hosts: list[Any], connection: Connection) -> str:
-    """Tells Tune of `Trial` on these hosts; the name that `tune.Tuner` takes for it."""
-    from ray.train._internal.storage import StorageContext
-    from ray.tune import registry
-    from ray.tune.execution import class_cache
-    from ray.tune.experiment.trial import _TrialInfo
+    """Tells Tune of `TrialActor` on these hosts; the name that `tune.Tuner` takes for it."""
+    from tune_app.search.ray_tune.internals import register_actor  # where Tune runs
 
-    # Tune starts trials in an environment of their own (for PyTorch Lightning), which costs 0.3 s
-    # of processor time each, and leaves the processes that Ray has ready unused.
-    class_cache.DEFAULT_ENV_VARS.clear()
-    for unused in (StorageContext, _TrialInfo):  # sent along; to unpickle them takes Ray Tune
-        ray.util.register_serializer(unused, serializer=_nothing, deserializer=_nothing)
-    trial = type("Trial", (Trial,), {"hosts": tuple(hosts), "connection": connection})
-    # `register_trainable` takes subclasses of Trainable only.
-    registry._global_registry.register(registry.TRAINABLE_CLASS, "Trial", trial)
+    values = {"hosts": tuple(hosts), "connection": connection}
+    register_actor("Trial", type("Trial", (TrialActor,), values))
     return "Trial"
-
-
-def _nothing(_: object) -> None:
-    return None
 
 
 def _least_loaded(hosts: tuple[Any, ...], trial: int) -> Any:

@@ -1,0 +1,178 @@
+"""All that is used of Ray without being public. No other file names a private part of it.
+
+`check_ray` looks before a search starts whether everything is still there, so that a Ray that has
+moved something is one clear line and not a hang, or an open port, in the middle of a search.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from tune_app.run.search_config import ConfigError
+from tune_app.search.trial_job import DUPLICATE
+
+TESTED = "2.60.0"
+
+_Part = tuple[str, str]
+_RESOLVE: _Part = ("ray._private.services", "resolve_ip_for_localhost")
+_WORKER: _Part = ("ray._private.worker", "_global_node")
+_DEAD: _Part = ("ray._private.node", "Node.dead_processes")
+_KILL: _Part = ("ray._private.node", "Node.kill_all_processes")
+_ENVIRONMENT: _Part = ("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS")
+_STORAGE: _Part = ("ray.train._internal.storage", "StorageContext")
+_TRIAL_INFO: _Part = ("ray.tune.experiment.trial", "_TrialInfo")
+_REGISTRY: _Part = ("ray.tune.registry", "_global_registry")
+_KIND: _Part = ("ray.tune.registry", "TRAINABLE_CLASS")
+_ERROR: _Part = ("ray.tune.experiment.trial", "Trial.pickled_error_file")
+_NEXT_CALL: _Part = ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_train")
+_DUPLICATE: _Part = ("ray.tune.result", "RESULT_DUPLICATE")
+
+_NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+# Ray's own processes that listen nowhere but on this machine, by `_node_ip_address` below.
+LOOPBACK = {"_node_ip_address": "127.0.0.1", "dashboard_host": "127.0.0.1"}
+
+
+def _part(part: _Part) -> Any:
+    module, path = part
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def check_ray() -> None:
+    """Raises ConfigError where this Ray is not built as the functions below take for granted."""
+    parts = [_RESOLVE, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
+    parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _DUPLICATE]
+    missing = []
+    for part in parts:
+        try:
+            _part(part)
+        except (ImportError, AttributeError):
+            missing.append(".".join(part))
+    if not missing and _part(_DUPLICATE) != DUPLICATE:
+        missing.append(f"{'.'.join(_DUPLICATE)} == {DUPLICATE!r}")
+    if missing:
+        raise ConfigError(
+            f"ray {ray.__version__} lacks {', '.join(missing)}; tune_app was tested with ray "
+            f'{TESTED}: pip install "ray[default,tune]=={TESTED}"'
+        )
+
+
+def listen_on_loopback_only() -> None:
+    """To be called before `ray.init(**LOOPBACK)`.
+
+    Ray replaces 127.0.0.1 by an outside address and then listens on all of them.
+    """
+    module, name = _RESOLVE
+    setattr(importlib.import_module(module), name, lambda host: host)
+
+
+def check_loopback() -> None:
+    """Raises ConfigError where a process of the Ray that was started here listens elsewhere."""
+    known = {node["NodeManagerAddress"] for node in ray.nodes()} | set(_listening())
+    outside = sorted(address for address in known if not _is_loopback(address))
+    if outside:
+        raise ConfigError(
+            f"ray {ray.__version__} listens on {', '.join(outside)} and not on this machine only, "
+            f"so others could run code here; tune_app was tested with ray {TESTED}."
+        )
+
+
+def _listening() -> Iterator[str]:
+    """Addresses at which the processes of Ray, and what they have started, take connections."""
+    for processes in _part(_WORKER).all_processes.values():
+        for info in processes:
+            try:
+                first = psutil.Process(info.process.pid)
+                for process in (first, *first.children(recursive=True)):
+                    for socket in process.net_connections("inet"):
+                        if socket.status == psutil.CONN_LISTEN:
+                            yield socket.laddr.ip
+            except psutil.Error:  # it has just ended
+                continue
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def ray_processes() -> tuple[Callable[[], set[str]], Callable[[], None]]:
+    """Of the Ray that was started here: which kinds of its processes have died, and what ends the
+    others at once."""
+    node = _part(_WORKER)
+
+    def dead() -> set[str]:
+        return {kind for kind, _ in node.dead_processes()}
+
+    def kill() -> None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    return dead, kill
+
+
+def register_actor(name: str, actor: type) -> None:
+    """Tells Tune of a trainable that is no subclass of its own.
+
+    `tune.register_trainable` takes subclasses only, and what they import costs each trial's process
+    half a second.
+    """
+    # Tune starts trials in an environment of their own (for PyTorch Lightning), which costs 0.3 s
+    # of processor time each, and leaves the processes that Ray has ready unused.
+    _part(_ENVIRONMENT).clear()
+    for unused in (_STORAGE, _TRIAL_INFO):  # sent along; to unpickle them takes Ray Tune
+        ray.util.register_serializer(_part(unused), serializer=_nothing, deserializer=_nothing)
+    _part(_REGISTRY).register(_part(_KIND), name, actor)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+@contextmanager
+def ray_as_found() -> Iterator[None]:
+    """What a search changes of Ray in this process is changed back: a Tuner of the caller's own may
+    come after it."""
+    environment = dict(_part(_ENVIRONMENT))
+    loggers = os.environ.get(_NO_LOGGERS)
+    os.environ[_NO_LOGGERS] = "1"  # JSON and CSV: the events have it all
+    try:
+        yield
+    finally:
+        if loggers is None:
+            os.environ.pop(_NO_LOGGERS, None)
+        else:
+            os.environ[_NO_LOGGERS] = loggers
+        _part(_ENVIRONMENT).update(environment)
+        for sent in (_STORAGE, _TRIAL_INFO):
+            ray.util.deregister_serializer(_part(sent))
+
+
+def failure_of(trial: Any) -> BaseException:
+    """What a trial of Tune's has raised."""
+    # The local copy: the one in the trial's storage, which Ray itself reads, comes a failure later.
+    file = trial.pickled_error_file
+    # Without one it is an error of Ray Tune itself, which is kept as text only.
+    error = pickle.loads(Path(file).read_bytes()) if file else trial.get_error()
+    cause: BaseException = getattr(error, "cause", None) or error
+    return cause
+
+
+def train_on(controller: Any, trial: Any) -> None:
+    """Asks a running trial that has been left waiting for its next report.
+
+    A scheduler gets a wrapper of the controller, which has a name for pausing and resuming only;
+    that would end the trial's actor.
+    """
+    controller._tune_controller._schedule_trial_train(trial)
