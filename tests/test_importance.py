@@ -11,10 +11,12 @@ import pytest
 import yaml
 from synthetic_runs import write_run
 
+from tune_app.report import importance as importances
 from tune_app.report.importance import MIN_TRIALS, importance
 from tune_app.report.results import load
 from tune_app.report.summary import summary
 from tune_app.report.tables import write_tables
+from tune_app.report.write import write_all
 from tune_app.run.run_dir import RunDir
 
 
@@ -75,3 +77,18 @@ def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):
     run.write_atomic(run.search_yaml, yaml.safe_dump({"storage": study}))
     _study(run, MIN_TRIALS, storage=study, name="run-1234")
     assert not importance(load(run)).empty
+
+
+def test_it_is_computed_once_for_all_that_show_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, compute = [], importances.get_param_importances
+    monkeypatch.setattr(
+        importances,
+        "get_param_importances",
+        lambda *given, **named: computed.append(1) or compute(*given, **named),
+    )
+    _study(run, 24)
+    write_all(run)
+
+    assert len(computed) == 1

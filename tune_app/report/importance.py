@@ -23,6 +23,14 @@ MIN_TRIALS = 20
 
 
 def importance(results: Results) -> pd.DataFrame:
+    """`_importance`, computed once however many files and pages show it."""
+    if "importance" not in results.computed:
+        results.computed["importance"] = _importance(results)
+    table: pd.DataFrame = results.computed["importance"]
+    return table
+
+
+def _importance(results: Results) -> pd.DataFrame:
     """Columns parameter, importance (they add up to 1), trials (that held it); greatest first.
 
     Empty where there is no study, too few trials or a population, whose trials have ended with

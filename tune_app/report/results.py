@@ -6,7 +6,7 @@ A loss that is not finite is NaN here, whatever the event says.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -67,6 +67,7 @@ class Results:
     running: bool
     reason: str  # why the search ended; empty while it runs or where it died
     seconds: float  # wall time, pauses between a kill and a resume left out
+    computed: dict[str, Any] = field(default_factory=dict, repr=False)  # what is asked for often
 
     @property
     def population(self) -> bool:
