@@ -12,6 +12,7 @@ import optuna
 import pandas as pd
 import pytest
 
+from tests.trained import flags
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.study.samplers import build_sampler
@@ -25,18 +26,9 @@ TRIALS = 12  # the first 8 are drawn at random
 @pytest.mark.parametrize("sampler", ["gp", "cmaes"])
 def test_searches_a_conditional_space_without_a_warning(tmp_path: Path, sampler: str) -> None:
     run = RunDir(tmp_path / "run")
-    command = [sys.executable, "-m", "tune_app.search", "--backbone", "local", "--steps", "3"]
-    command += [
-        "--executor",
-        "in-process",
-        "--sampler",
-        sampler,
-        "--space",
-        "conditional",
-        "--trials",
-        str(TRIALS),
-    ]
-    command += ["--scheduler", "none", "--batch-size", "2", "--confirm", "0"]
+    command = [sys.executable, "-m", "tune_app.search", *flags(tmp_path), "--steps", "3"]
+    command += ["--executor", "in-process", "--sampler", sampler, "--space", "conditional"]
+    command += ["--trials", str(TRIALS), "--scheduler", "none", "--confirm", "0"]
 
     done = subprocess.run([*command, "--out", str(run.path)], capture_output=True, text=True)
 
