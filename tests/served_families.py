@@ -9,6 +9,8 @@ its own for each family would take minutes; here one server's container has the 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -43,13 +45,18 @@ def serving(models: Sequence[Served], initial_peers: Sequence[str] = ()) -> Iter
     command = [sys.executable, "-m", "tests.served_families", json.dumps(told)]
     root = Path(__file__).parents[1]
     with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, with the server's further processes
     ) as process:
         try:
             assert process.stdout is not None
             yield json.loads(process.stdout.readline())
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def prefix(family: str, kind: str) -> str:
