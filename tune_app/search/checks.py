@@ -151,9 +151,15 @@ def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None
     if before is None or config.allow_changed_space or before.fingerprint == fingerprint:
         return
     raise ConfigError(
-        "--resume: the data have changed since the run began (same names, other rows); start a "
+        "--resume: the data have changed since the run began (other rows); start a "
         "new one with another --out, or add --allow-changed-space."
     )
+
+
+def judged_otherwise(run: RunDir) -> bool:
+    """Whether the run began with a version that compared trials on the first validation rows."""
+    before = RunState.read(run).first
+    return before is not None and not before.data
 
 
 def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:

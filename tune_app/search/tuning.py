@@ -10,7 +10,7 @@ from tune_app.report.write import kept_fresh
 from tune_app.run.events import EventLog, RunState, SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.checks import check_same_data
+from tune_app.search.checks import check_same_data, judged_otherwise
 from tune_app.search.concurrency import runs_at_once, trials_at_once
 from tune_app.search.confirm_plan import ConfirmRun, next_step
 from tune_app.search.executor import Executor
@@ -43,6 +43,11 @@ def whole_search(
     run.write_atomic(run.space_yaml, space.text)
     run.write_atomic(run.search_yaml, config.to_yaml())
     live.introduce(executor)
+    if judged_otherwise(run):
+        live.say(
+            "note: the run's earlier trials were compared on the first validation rows, those to "
+            "come on a sample in which each class has its share"
+        )
     with (
         kept_fresh(run),
         executor.watched(live.show_hosts),
