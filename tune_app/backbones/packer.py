@@ -42,7 +42,6 @@ class PackCounters:
     packs: int = 0
     rows: int = 0
     tokens: int = 0  # without padding
-    padded_tokens: int = 0  # that the blocks computed
     row_slots: int = 0  # rows that would have fitted into the same packs
     active_s_before: float = 0.0  # time in which at least one pack was being computed, and
     active_since: float | None = None  # since when one is now
@@ -229,6 +228,5 @@ class Packer:
         width = max(requests[part.request].row_tokens for part in parts)
         counters.packs += 1
         counters.rows += rows
-        counters.padded_tokens += rows * width
         counters.tokens += sum(len(part) * requests[part.request].row_tokens for part in parts)
         counters.row_slots += max(rows, self._limits.rows(width))
