@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tune_app.report.results import load
+from tune_app.run.config_checks import check_search_config
 from tune_app.run.run_dir import RunDir
-from tune_app.run.search_config import SearchConfig, check_search_config
+from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.confirm_plan import ConfirmRun, Step, next_step
 
