@@ -231,7 +231,7 @@ def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_
         assert 0 < report.metrics["wait_s"] <= report.seconds
         assert 0 < report.metrics["occupancy"] <= 1
         assert report.metrics["requests"] == report.metrics["retries"] == 0
-    assert 0 < after["wait_s"] - before["wait_s"] <= sum(report["seconds"] for report in reports)
+    assert 0 < after["wait_s"] - before["wait_s"] <= sum(report.seconds for report in reports)
 
 
 def test_a_diverging_and_a_stopped_trial_leave_the_third_alone(
