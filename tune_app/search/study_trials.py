@@ -92,8 +92,10 @@ class StudyTrials:
         trial = self._study.ask()
         self._trials[trial.number] = trial
         constants = self._space(trial) or {}
-        config = self._space.trial_config({**trial.params, **constants}, self._base)
-        if "config" not in trial.user_attrs:
+        if "config" in trial.user_attrs:  # a first trial's, or one that begins again: as it stands
+            config = TrialConfig.from_dict(trial.user_attrs["config"], self._base)
+        else:
+            config = self._space.trial_config({**trial.params, **constants}, self._base)
             trial.set_user_attr("config", config.to_dict())
         self._configs[trial.number] = config
         if origin_of(trial.user_attrs) == "default":
