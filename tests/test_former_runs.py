@@ -126,11 +126,10 @@ def test_its_unfinished_trials_are_asked_again_and_train_on(run: RunDir) -> None
     trials = StudyTrials(study, space, config.base_trial(), run, stop=lambda: False)
     third, fourth = trials.ask(), trials.ask()
     started = RunState.read(run).trials
-    # Former versions kept a warmup that is longer than the trial; it trains the same.
-    kept = {n: replace(started[n].config, warmup_steps=third.config.warmup_steps) for n in (3, 4)}
-    kept[4] = replace(kept[4], warmup_steps=min(started[4].config.warmup_steps, config.steps))
-    assert third.config.num_warmup_steps() == started[3].config.num_warmup_steps()
-    assert [(job.number, job.config) for job in (third, fourth)] == list(kept.items())
+    # As it stands: former versions kept a warmup that is longer than the trial.
+    assert [(n, started[n].config) for n in (3, 4)] == [
+        (j.number, j.config) for j in (third, fourth)
+    ]
 
     host = TrialHost("host-0", config, str(model_folder("demo")), threads=1)
     host.connect(Connection())
