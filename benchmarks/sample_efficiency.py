@@ -209,7 +209,7 @@ def search(arm: Arm, seed: int, curves: dict[Key, Curve], budget: int) -> list[S
     """One search until `budget` tokens: what it knows after each evaluation."""
     config = SearchConfig(steps=STEPS, batch_size=BATCH, seed=seed)
     space, study = load_space(str(RESULTS / "space.yaml")), optuna.create_study()
-    for first in space.first_trials(config.base_trial(), None):
+    for first in space.first_trials(config.base_trial(), None)[:1]:  # the documented default
         first.enqueue(study)
     study.sampler = arm.build_sampler(seed)
     study_trials = StudyTrials(study, space, config.base_trial(), RunDir("."), stop=lambda: False)

@@ -65,7 +65,9 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     # The verdict's figures are means over the seeds; these are of the prompts that one gets.
     evaluate = [sys.executable, "-m", "tune_app.apply", str(run.path), "--evaluate", "--quiet"]
     evaluated = subprocess.run(evaluate, capture_output=True, text=True, timeout=120)
-    figures = re.fullmatch(r"test: (loss \S+, accuracy \S+, f1 \S+) \(\d+ rows\)\n", evaluated.stdout)
+    figures = re.fullmatch(
+        r"test: (loss \S+, accuracy \S+, f1 \S+) \(\d+ rows\)\n", evaluated.stdout
+    )
     assert figures, evaluated.stderr
     said = f"Exported prompts: test {figures[1]} (confirmation run "
     for place in (done.stdout, run.summary_txt.read_text(), run.report_html.read_text()):
