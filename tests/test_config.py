@@ -116,7 +116,7 @@ def test_all_mistakes_of_flags_and_yaml_together(tmp_path):
     [
         ("trials: 3\n  steps: 4\n", "line 2, column 8: not valid YAML"),
         ("trials: 3\ntrials: 4\n", "key 'trials' is given twice"),
-        ("3\n", "must hold `key: value` lines"),
+        ("3\n", "must have `key: value` lines"),
         ("trials: true\n", "trials: must be a whole number, got True"),
         ("label_column: no\n", "label_column: must be text"),
         ("quiet: maybe\n", "quiet: must be true or false"),
@@ -172,7 +172,7 @@ def test_yaml_round_trip(tmp_path_factory, lr, trials, budget, column):
         ({"time_budget": 0.0}, "--time-budget: must be 1 or more"),
         ({"valid": "v.csv"}, "--valid: needs --train"),
         ({"train": "nowhere.csv"}, "--train: there is no file 'nowhere.csv'"),
-        ({"label_column": "y"}, "--label-column: names a column of your own data"),
+        ({"label_column": "y"}, "--label-column: is for your own data"),
         ({"model": "dmeo"}, "Did you mean 'demo'?"),
         ({"model": "a/b/c"}, "--model: must be demo, a model's folder or a hub name"),
         ({"model": "tests"}, "the folder 'tests' has no config.json"),
@@ -182,9 +182,9 @@ def test_yaml_round_trip(tmp_path_factory, lr, trials, budget, column):
         ({"peers": (PEER.replace("31337", "313370"),)}, "--peers: must be multiaddresses"),
         ({"dtype": "flaot32"}, "Did you mean 'float32'?"),
         ({"device": "gpu"}, "--device: must be cpu, cuda, cuda:N or mps, got 'gpu'"),
-        ({"resume": Path("nowhere")}, "--resume: 'nowhere' holds no run"),
+        ({"resume": Path("nowhere")}, "--resume: there is no run in 'nowhere'"),
         ({"allow_changed_space": True}, "only with --resume"),
-        ({"request_tokens": 2048}, "--request-tokens: is for servers of your own"),
+        ({"request_tokens": 2048}, "--request-tokens: only with --peers"),
         ({"request_tokens": 0, "peers": (PEER,)}, "--request-tokens: must be 1 or more, got 0"),
         ({"storage": "study.db"}, "--storage: must be a URL"),
         ({"quiet": True, "verbose": True}, "contradicts --verbose"),
@@ -213,7 +213,7 @@ def test_files_that_exist_already(tmp_path):
     config = SearchConfig(out=tmp_path, train=str(tmp_path / "events.jsonl"))
     empty, taken = check_search_config(config)
     assert "is empty" in empty
-    assert f"go on with that run: --resume {tmp_path}" in taken
+    assert f"resume that run: --resume {tmp_path}" in taken
 
 
 def test_trial_config_from_dict():
@@ -243,7 +243,7 @@ def test_trial_config_from_dict():
         ({"power": 2.0}, "scheduler 'linear' does not take it (only polynomial)"),
         ({"scheduler": "cosine_with_restarts", "num_cycles": 1.5}, "must be a whole number"),
         ({"scheduler": "polynomial", "lr_end": 0.1}, "0 or more and below lr (0.001)"),
-        ({"scheduler": "inverse_sqrt", "warmup_steps": 0}, "give warmup_steps of 1 or more"),
+        ({"scheduler": "inverse_sqrt", "warmup_steps": 0}, "set warmup_steps to 1 or more"),
         ({"scheduler": "reduce_lr_on_plateau", "factor": 1.0}, "between 0 and 1"),
         ({"scheduler": "cosine_with_min_lr"}, "min_lr_rate: cosine_with_min_lr needs it"),
         ({"scheduler": "cosine_warmup_with_min_lr", "min_lr_rate": 1.5}, "must be in [0, 1]"),

@@ -92,10 +92,18 @@ PBT = SearchConfig(scheduler="pbt", trials=8)
     [
         (replace(PBT, trials=3), "", "--trials: --scheduler pbt needs 4 or more, got 3."),
         (replace(PBT, concurrency=4), "", "--concurrency: with --scheduler pbt all 8 trials"),
-        (replace(PBT, steps=1), "", "--steps: --scheduler pbt compares trials on the way"),
-        (PBT, "batch_size: {space: randint, lower: 2, upper: 8}", "nothing of what it samples (b"),
-        (PBT, "steps: {space: randint, lower: 9, upper: 20}", "all trials have the same number"),
-        (replace(PBT, trial={"steps": 9}), "", "all trials have the same number of steps"),
+        (replace(PBT, steps=1), "", "--steps: --scheduler pbt compares trials while they train"),
+        (
+            PBT,
+            "batch_size: {space: randint, lower: 2, upper: 8}",
+            "needs a parameter that can change",
+        ),
+        (
+            PBT,
+            "steps: {space: randint, lower: 9, upper: 20}",
+            "all trials must have the same number",
+        ),
+        (replace(PBT, trial={"steps": 9}), "", "all trials must have the same number of steps"),
     ],
 )
 def test_what_it_cannot_do_is_said_before(

@@ -12,7 +12,7 @@ import pytest
 
 from tune_app.models.folder import model_folder
 from tune_app.run import test_rows
-from tune_app.run.run_dir import kept_state, rows_file
+from tune_app.run.run_dir import population_state, rows_file
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.run.trial_report import Update
 from tune_app.search.host import TrialHost
@@ -161,7 +161,7 @@ def test_a_trial_goes_on_from_another_ones_state(host: TrialHost, tmp_path: Path
     other = TrialJob(1, SHORT, tmp_path / "b", population=True)
     train(host, own, other)
     config = replace(SHORT, changes=((3, "lr", 0.1),))
-    begin = kept_state(other.checkpoint, 3)
+    begin = population_state(other.checkpoint, 3)
     job = TrialJob(0, config, own.checkpoint, population=True, begin=begin)
 
     (updates,) = train(host, job)

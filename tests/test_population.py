@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from tune_app.run.run_dir import RunDir, kept_state
+from tune_app.run.run_dir import RunDir, population_state
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.population import Population
@@ -104,7 +104,7 @@ def test_all_wait_and_then_the_worst_quarter_goes_on_from_the_best() -> None:
     assert change.of in (5, 6)
     job = job_of(rounds.trials[7].config)
     assert job.number == 7
-    assert job.begin == kept_state(RunDir("run").checkpoint(change.of), 10)
+    assert job.begin == population_state(RunDir("run").checkpoint(change.of), 10)
     assert job.config.at(9) == replace(BASE, lr=1e-3 * (change.of + 1))
     assert job.config.changes
     assert job.config == change.config

@@ -139,7 +139,7 @@ def test_a_prior_changes_where_a_search_begins_and_not_what_it_may_suggest(tmp_p
         ),
         (
             "lr: {space: loguniform, lower: 1.0e-4, upper: 0.1, prior: {center: 0.01, spread: 1}}",
-            "spread: is a factor on a logarithmic scale, above 1; got 1.",
+            "spread: must be a factor above 1 on a logarithmic scale, got 1.",
         ),
         (
             "eps: {space: uniform, lower: 1.0e-8, upper: 0.1, prior: {center: 0.01, spread: 0}}",

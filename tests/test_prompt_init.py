@@ -204,7 +204,7 @@ def test_trial_config_checks_the_start():
     assert TrialConfig.from_dict({}).init == "normal"  # prompts and runs of before
     assert TrialConfig(init="vocab", tuning_mode="deep_ptune", deep_init="zero").check() == []
     (message,) = TrialConfig(deep_init="zero").check()
-    assert message.startswith("deep_init: prompts of tuning_mode 'ptune' have no deep part")
+    assert message.startswith("deep_init: needs tuning_mode 'deep_ptune', got 'zero' with 'ptune'")
     with pytest.raises(ConfigError, match="init: must be one of normal, vocab, text, labels"):
         TrialConfig.from_dict({"init": "vocabulary"})
 
@@ -240,7 +240,7 @@ def test_the_default_space_has_the_starts_that_the_search_has(values, inits):
             "{space: choice, categories: [normal, labels]}",
             "",
             {"task": "causal-lm"},
-            "'labels' needs class names, and --task causal-lm has none; this search has normal",
+            "'labels' needs class names, and --task causal-lm has none; possible here are normal",
         ),
         (
             "{space: choice, categories: [normal], where_possible: [text]}",
@@ -266,7 +266,12 @@ def test_the_default_space_has_the_starts_that_the_search_has(values, inits):
             {"trial": {"init": "text"}},
             "trial: init: 'text' needs --init-text",
         ),
-        ("{space: choice, categories: [normal]}", "", {"init_text": " "}, "--init-text: must hold"),
+        (
+            "{space: choice, categories: [normal]}",
+            "",
+            {"init_text": " "},
+            "--init-text: must contain",
+        ),
     ],
 )
 def test_a_start_that_the_search_does_not_have_is_refused(tmp_path, init, more, values, expected):

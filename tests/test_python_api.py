@@ -169,7 +169,7 @@ def test_mistakes_come_together_and_name_arguments(tmp_path: Path) -> None:
         tune_app.run_search(trails=3)
     with pytest.raises(ConfigError, match=r"train: must be a path, a DataFrame .* got list"):
         tune_app.run_search(train=[1, 2])
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="there is no run in"):
         tune_app.load_run(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

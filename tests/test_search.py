@@ -109,7 +109,7 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
             ["--peers", PEER, "--request-tokens", "40"],
             "make a row of 56; a request to the swarm takes 40 (see --request-tokens).",
         ),
-        (["--out", "used"], "holds another run"),
+        (["--out", "used"], "already contains a run"),
         (["--space", "bad_range.yaml"], "lower must be below upper"),
         (["--space", "bad_log.yaml"], "must be above 0 for loguniform"),
         (["--config", "broken.yaml"], "broken.yaml"),

@@ -215,7 +215,7 @@ enqueue: [{lr: x}, 3]
 """
     messages = refused(tmp_path, text)
     for expected in (
-        "space.yaml: lr: must stand below",
+        "space.yaml: lr: must be below",
         "parametrs: unknown. Did you mean 'parameters'?",
         "parameters.lr.space: must be one of uniform",
         "Did you mean 'loguniform'?",
@@ -224,10 +224,10 @@ enqueue: [{lr: x}, 3]
         "parameters.eps.lower: must be above 0",
         "parameters.beta1: lower must be below upper, got 0.99 and 0.9",
         "parameters.weight_decay.uper: uniform does not take it. Did you mean 'upper'?",
-        "parameters.weight_decay.upper: is missing",
+        "parameters.weight_decay.upper: missing",
         "parameters.num_cycles.categories: must be a list",
-        "goes round in a circle: power needs factor needs power",
-        "parameters.lr_end.when.patience: is no parameter",
+        "is circular: power needs factor needs power",
+        "parameters.lr_end.when.patience: not a parameter",
         "parameters.steps.space: steps does not take uniform; use randint",
         "fixed.prompt_lenght: unknown. Did you mean 'prompt_length'?",
         "fixed.batch_size: must be a whole number, got 'many'",
@@ -265,7 +265,7 @@ def test_two_values_that_only_together_are_refused(tmp_path):
     [
         ("parameters:\n  lr: {space: loguniform\n  b: 3\n", "line 3, column"),
         ("fixed: {lr: 1}\nfixed: {lr: 2}\n", "key 'fixed' is given twice"),
-        ("- a\n", "must hold `key: value` lines, got list"),
+        ("- a\n", "must have `key: value` lines, got list"),
         ("", "must name at least one parameter"),
         ("parameters: {lr: 3}", "parameters.lr: must be {space: KIND"),
         (
@@ -276,7 +276,7 @@ def test_two_values_that_only_together_are_refused(tmp_path):
         (
             "parameters: {warmup_steps: {space: randint, lower: 0, upper: 9}}\n"
             "fixed: {warmup_ratio: 0.1}\n",
-            "warmup_ratio would win",
+            "warmup_ratio takes precedence",
         ),
     ],
 )
@@ -331,7 +331,7 @@ def test_python_space(tmp_path):
         ("def space(trial): trial.suggest_float('lr', -1, 1)", "lr: must be above 0"),
         ("def space(trial): 1 / 0", "ZeroDivisionError"),
         ("def spaec(trial): pass", "cannot be loaded: KeyError"),
-        ("def space(trial): pass", "suggested no parameter"),
+        ("def space(trial): pass", "suggests no parameter"),
     ],
 )
 def test_python_space_mistakes(tmp_path, text, expected):

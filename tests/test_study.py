@@ -114,7 +114,7 @@ def test_runs_on_one_storage_have_studies_of_their_own(tmp_path: Path) -> None:
 def test_a_lost_study_is_refused(run: RunDir) -> None:
     run.append_event({"event": "trial_started", "trial": 0, "config": {}})
 
-    with pytest.raises(ConfigError, match="does not hold this run's study"):
+    with pytest.raises(ConfigError, match="does not contain this run's study"):
         open_study(SearchConfig(), run, "tune_app")
 
 

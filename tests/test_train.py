@@ -111,7 +111,7 @@ def test_mistakes_are_told_together_and_nothing_starts(tmp_path, capsys):
 
 def test_a_folder_with_another_run_is_refused(run, capsys):
     assert train.main([f"--config={run.best_yaml}", f"--out={run.path}"]) == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 def test_a_space_that_is_gone_does_not_matter(run, tmp_path):

@@ -88,7 +88,7 @@ def load_run(path: str | Path) -> Run:
     """
     run = RunDir(path)
     if not run.events_jsonl.is_file():
-        raise ConfigError(f"{str(path)!r} holds no run (no {run.events_jsonl.name}).")
+        raise ConfigError(f"there is no run in {str(path)!r} (no {run.events_jsonl.name}).")
     return Run(run.path)
 
 

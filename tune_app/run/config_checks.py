@@ -1,4 +1,4 @@
-"""What can be seen to be wrong with a search's settings alone: numbers, paths, addresses."""
+"""Checks that need only the settings of a search: numbers, paths, addresses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tune_app.run.typed import ConfigError, did_you_mean, one_of
 
 
 def check_search_config(config: SearchConfig) -> list[str]:
-    """Everything that can be found wrong before torch, Ray or a swarm starts; [] if all is well.
+    """All mistakes that can be found before torch, Ray or a swarm starts; [] if there are none.
 
-    The messages name flags. The task, the space, and whether files fit them, are checked where
-    they are loaded.
+    The messages name flags. The task and the space, and whether the files fit them, are checked
+    when they are loaded.
     """
     return [
         *_check_numbers(config),
@@ -53,7 +53,7 @@ def _check_data(config: SearchConfig) -> list[str]:
         if source is None:
             continue
         if name != "train" and config.train is None:
-            messages.append(f"--{name}: needs --train, got {source!r} alone.")
+            messages.append(f"--{name}: needs --train as well, got only {source!r}.")
         if "://" in source:  # fetched when it is read
             continue
         path = Path(source).expanduser()
@@ -64,9 +64,7 @@ def _check_data(config: SearchConfig) -> list[str]:
     for name in ("text_column", "label_column", "prompt_column", "completion_column"):
         column, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if column is not None and config.train is None:
-            messages.append(
-                f"{flag}: names a column of your own data, got {column!r} but no --train."
-            )
+            messages.append(f"{flag}: is for your own data, got {column!r} without --train.")
     return messages
 
 
@@ -86,21 +84,21 @@ def _check_model(config: SearchConfig) -> list[str]:
             messages.append(f"--model: the folder {config.model!r} has no config.json.")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.model):
         messages.append(
-            "--model: must be demo, a model's folder or a hub name (organisation/name); "
-            f"{config.model!r} is none of them.{did_you_mean(config.model, ['demo'])}"
+            "--model: must be demo, a model's folder or a hub name (organisation/name), got "
+            f"{config.model!r}.{did_you_mean(config.model, ['demo'])}"
         )
     if config.peers and config.backbone != "swarm":
         messages.append(f"--peers: only with --backbone swarm, got --backbone {config.backbone}.")
     if config.request_tokens is not None and not config.peers:
-        messages.append("--request-tokens: is for servers of your own; give their --peers as well.")
+        messages.append("--request-tokens: only with --peers, for servers of your own.")
     for peer in config.peers:
         if not _is_multiaddress(peer):
             messages.append(
                 "--peers: must be multiaddresses such as /ip4/10.1.2.3/tcp/31337/p2p/12D3Koo..., "
                 f"got {peer!r}."
             )
-    # No float64: no server of Petals serves it, and transformers' attention fails in it (Llama,
-    # Falcon) or computes in float32 all the same.
+    # No float64: Petals servers do not offer it, and transformers' attention either fails (Llama,
+    # Falcon) or computes in float32 anyway.
     dtypes = ("float32", "bfloat16", "float16")
     if config.dtype not in dtypes:
         messages.append(f"--dtype: {one_of(config.dtype, dtypes)}")
@@ -125,19 +123,21 @@ def _check_run(config: SearchConfig) -> list[str]:
     messages = []
     if config.resume is not None:
         if not (config.resume / "events.jsonl").is_file():
-            messages.append(f"--resume: {str(config.resume)!r} holds no run (no events.jsonl).")
+            messages.append(
+                f"--resume: there is no run in {str(config.resume)!r} (no events.jsonl)."
+            )
     else:
         if config.out is not None and (config.out / "events.jsonl").exists():
             messages.append(
-                f"--out: {str(config.out)!r} holds another run; choose another folder, "
-                f"or go on with that run: --resume {shlex.quote(str(config.out))}"
+                f"--out: {str(config.out)!r} already contains a run; choose another folder, "
+                f"or resume that run: --resume {shlex.quote(str(config.out))}"
             )
         if config.allow_changed_space:
             messages.append("--allow-changed-space: only with --resume.")
     if config.init_text is not None and not config.init_text.strip():
-        messages.append("--init-text: must hold at least one word, got none.")
+        messages.append("--init-text: must contain at least one word, got none.")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
-        messages.append(f"--out: must be a folder, {str(config.out)!r} is a file.")
+        messages.append(f"--out: must be a folder, but {str(config.out)!r} is a file.")
     elif not config.resume and (place := _unwritable(config.out or Path("runs"))):
         messages.append(f"--out: {str(place)!r} cannot be written; choose another folder.")
     if config.storage is not None and "://" not in config.storage:
@@ -160,7 +160,7 @@ def _check_run(config: SearchConfig) -> list[str]:
 
 
 def _unwritable(folder: Path) -> Path | None:
-    """What keeps the folder from being made and written to; None where nothing does."""
+    """The path that keeps the folder from being created or written to; None if it is writable."""
     place = folder.expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

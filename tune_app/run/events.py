@@ -1,9 +1,9 @@
 """What happens in a run: a frozen record for each kind of event, and one fold over all of them.
 
-A run's events.jsonl holds one JSON object a line, `{"time": ..., "event": KIND, ...}`. Whoever
-writes one makes a record and appends it; whoever wants to know how a run stands asks `RunState`.
-Reading is tolerant, so that runs of other versions open too: kinds and keys that are not known are
-passed over, keys that are missing have the defaults of the record.
+A run's events.jsonl has one JSON object per line, `{"time": ..., "event": KIND, ...}`. Events are
+written by appending such a record, and the state of a run is read with `RunState`. Reading is
+tolerant, so that runs of other versions open too: unknown kinds and keys are ignored, and missing
+keys get the record's defaults.
 
 Imports neither torch nor ray.
 """
@@ -36,32 +36,32 @@ class Event:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Self:
-        """The event of a line. Raises KeyError, TypeError or ValueError where it lacks what makes
-        it one of this kind."""
+        """The event of a line. Raises KeyError, TypeError or ValueError if the line lacks what
+        this kind of event needs."""
         known = {f.name for f in fields(cls)}
         given = {k: v for k, v in line.items() if k in known and v is not None}
         return cls(**cls._read(given, line))
 
     def _written(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The fields' values as JSON has them."""
+        """The fields' values as they are written to JSON."""
         return values
 
     @classmethod
     def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields' values from those that the line gives."""
+        """The fields' values, given those that the line contains."""
         return given
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStarted(Event):
-    """A command begins to search, or to train the one trial of its run.
+    """A command starts to search, or to train the only trial of its run.
 
-    trials: how many are asked for, without confirmation runs
-    metric: the task's, "accuracy" for instance: reports carry it by this name
+    trials: how many are requested, without confirmation runs
+    metric: the task's, such as "accuracy": its name in reports
     sampled: the hyperparameters that the search varies
     fingerprint: of the data
     classes: the labels of a classification, in the order of the classes
-    data: what the room of tasks writes and reads: `DataSummary`
+    data: a `DataSummary` (`tasks/summary.py`) as JSON
     study: name of the Optuna study
     """
 
@@ -89,7 +89,7 @@ class SearchResumed(SearchStarted):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEnded(Event):
-    """The search, or the confirmation after it, is over; `hosts` is what each host counted."""
+    """The search, or the confirmation after it, is over; `hosts` has each host's counters."""
 
     kind = "search_ended"
     reason: str = ""
@@ -110,11 +110,11 @@ class TrialEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted(TrialEvent):
-    """A trial begins, or begins again in another command.
+    """A trial starts, or starts again in another command.
 
     of: the trial that a confirmation run repeats
-    look: of a confirmation run: 0 where it helps to choose, else the number of the look that it is
-        for; None in runs of before there were looks
+    look: for a confirmation run: 0 if it helps to choose, otherwise the number of the look that it
+        is for; None in runs made before there were looks
     """
 
     kind = "trial_started"
@@ -153,7 +153,7 @@ class TrialReported(TrialEvent):
 class TrialRetried(TrialEvent):
     """A trial has failed and starts again from its last checkpoint.
 
-    machines: its host or the swarm is to blame, not its config
+    machines: it was an infrastructure failure (of its host or the swarm), not a bad config
     """
 
     kind = "trial_retried"
@@ -177,7 +177,8 @@ class TrialEnded(TrialEvent):
 
 @dataclass(frozen=True)
 class Clone:
-    """A trial that continues as a clone of trial `of`, by its config with one more change."""
+    """A trial that continues as a clone of trial `of`, with that trial's config changed once
+    more."""
 
     trial: int
     of: int
@@ -186,7 +187,7 @@ class Clone:
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationChanged(Event):
-    """A round of a population, after so many steps."""
+    """A round of a population, after `step` steps."""
 
     kind = "population_changed"
     step: int
@@ -210,7 +211,7 @@ class PopulationChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherEvent(Event):
-    """What this version does not know, or cannot read; only its time counts."""
+    """An event that this version does not know or cannot read; only its time counts."""
 
     kind = "other"
 
@@ -253,7 +254,7 @@ def read(run: RunDir) -> list[Event]:
 
 
 class EventLog:
-    """Where a running command writes its events: into the run, and to whoever listens."""
+    """Where a running command writes its events: to the run's file, and to its listeners."""
 
     def __init__(self, run: RunDir, *listeners: Callable[[Event], None]) -> None:
         self._run, self._listeners = run, listeners
@@ -264,12 +265,12 @@ class EventLog:
             listen(event)
 
 
-# ------------------------------------------------------------------------------------ how it stands
+# ------------------------------------------------------------------------------ the state of a run
 
 
 @dataclass
 class TrialState:
-    """A trial as far as its events tell.
+    """The state of a trial according to its events.
 
     reports: in the order of their steps. A trial that was resumed from a checkpoint reports some
         steps again: the reports after the resume win.
@@ -279,7 +280,7 @@ class TrialState:
     started: TrialStarted | None = None  # the latest one
     config: TrialConfig | None = None  # with a population's changes
     reports: list[TrialReported] = field(default_factory=list)
-    ended: TrialEnded | None = None  # None again once it is started anew
+    ended: TrialEnded | None = None  # None again once it has been restarted
 
     @property
     def of(self) -> int | None:
@@ -304,39 +305,39 @@ class TrialState:
 
     @property
     def cost(self) -> float:
-        """What the search minimises; the loss in runs that did not say it."""
+        """What the search minimises; the loss in runs that did not record an objective."""
         if self.last is None or math.isnan(self.last.objective):
             return self.loss
         return self.last.objective
 
     @property
     def step(self) -> int:
-        """Of the last report; 0 before it."""
+        """The step of the last report; 0 before the first one."""
         return 0 if self.last is None else self.last.step
 
     @property
     def status(self) -> Status:
-        """How it ended; RUNNING where it has not, whether or not anybody works on it."""
+        """How it ended; RUNNING if it has not, even if no process is working on it."""
         return Status.RUNNING if self.ended is None else self.ended.status
 
     @property
     def reason(self) -> str:
-        """Why it ended so, in words; "" where that is plain."""
+        """Why it ended that way, in words; "" if that is obvious."""
         return "" if self.ended is None else self.ended.reason
 
 
 @dataclass
 class RunState:
-    """How a run stands after the events that were applied."""
+    """The state of a run after the events applied so far."""
 
     first: SearchStarted | None = None  # the command that made the run
-    search: SearchStarted | None = None  # the latest command; what it left out is as it was before
-    ended: SearchEnded | None = None  # None while the latest command goes on, or where it died
+    search: SearchStarted | None = None  # the latest command; what it left out stays as before
+    ended: SearchEnded | None = None  # None while the latest command is running, or if it died
     trials: dict[int, TrialState] = field(default_factory=dict)
     rounds: list[PopulationChanged] = field(default_factory=list)
     seconds: float = 0.0  # wall time, without the pauses between commands
-    _began: float | None = None  # the latest command, and the seconds before it
-    _before: float = 0.0
+    _began: float | None = None  # when the latest command started
+    _before: float = 0.0  # seconds of all commands before it
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> RunState:
@@ -351,11 +352,11 @@ class RunState:
 
     @property
     def tokens(self) -> int:
-        """Through the backbone in training, by all trials together."""
+        """Tokens that all trials together have trained on."""
         return sum(trial.last.tokens for trial in self.trials.values() if trial.last is not None)
 
     def apply(self, event: Event) -> TrialState | None:
-        """Takes an event in; the trial that it is about, where it is about one."""
+        """Updates the state. Returns the trial that the event is about, if it is about one."""
         self._count_time(event)
         if isinstance(event, SearchStarted):
             self.first = self.first or event
@@ -392,6 +393,6 @@ class RunState:
 
 
 def _over(event: SearchStarted, before: SearchStarted) -> SearchStarted:
-    """The event, with what it does not say as it was before."""
+    """The event, with the fields that it leaves empty taken from the one before."""
     missing = {f.name: getattr(before, f.name) for f in fields(event) if not getattr(event, f.name)}
     return dataclasses.replace(event, **missing)

@@ -1,4 +1,4 @@
-"""The command line of a search: flags, --help and --config, all made from SearchConfig's fields."""
+"""The command line of a search: flags, --help and --config, derived from SearchConfig's fields."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tune_app.run.settings import Role
 from tune_app.run.typed import convert_fields, did_you_mean
 
 DESCRIPTION = """\
-Finds the learning rate, schedule, warmup and weight decay, and the length and start of the prompts,
-for prompt tuning a frozen language model, and hands over the tuned prompts. Without any flag: a
-real search on a small model and a private swarm, in minutes.
+Finds the learning rate, schedule, warmup and weight decay, and the length and initialisation of the
+prompts, for prompt tuning a frozen language model, and exports the tuned prompts. Without any flag
+it runs a real search on a small model and a private swarm in a few minutes.
 """
 
 EXAMPLE = """\
@@ -31,9 +31,9 @@ example:
   python -m tune_app.search --train reviews.csv --text-column text --label-column stars \\
       --space deep --trials 32 --time-budget 20m --out runs/reviews
 
-Settings may also stand in a YAML file (--config), under the same names: `batch-size: 16`.
-Flags win over the file, the file over the defaults. What a search found is such a file
-(best.yaml in the folder of the run).
+Settings can also be given in a YAML file (--config), under the same names: `batch-size: 16`.
+Flags take precedence over the file, and the file over the defaults. A search writes its result
+as such a file (best.yaml in the run's folder).
 """
 
 
@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        # Values are optional to argparse only, so that it does not stop at the first missing one.
+        # Only argparse sees values as optional, so that it does not stop at the first missing one.
         return str(action.metavar) if action.nargs in ("?", "*") else ""
 
 
@@ -65,7 +65,7 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--config", nargs="?", metavar="FILE", help="YAML file of these settings (best.yaml, say)"
+        "--config", nargs="?", metavar="FILE", help="YAML file with these settings, e.g. best.yaml"
     )
     hints = typing.get_type_hints(SearchConfig)
     defaults = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
@@ -80,7 +80,7 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
                 text += f" (default: {default})"
             if hint == tuple[str, ...]:
                 options: dict[str, Any] = {"nargs": "*", "action": "extend", "metavar": "ADDRESS"}
-            else:  # a flag without its value is one mistake among others, hence optional here
+            else:  # optional, so that a missing value is reported along with all other mistakes
                 options = {"nargs": "?", "metavar": _metavar(hint)}
             group.add_argument(flag_of(name), help=text, **options)
     return parser
@@ -97,11 +97,11 @@ def _metavar(hint: Any) -> str:
 def parse_search_args(argv: Sequence[str] | None = None) -> SearchConfig:
     """The config that a command line (sys.argv by default) and its --config describe.
 
-    With `--resume DIR` the settings that run began with (DIR/search.yaml) stand below both, and
-    `out` is DIR.
+    With `--resume DIR` both take precedence over the settings that the run started with
+    (DIR/search.yaml), and `out` is DIR.
 
     Raises:
-        ConfigError: all mistakes in flags and files. Ranges and files are `check_search_config`'s.
+        ConfigError: all mistakes in flags and files, except what `check_search_config` checks.
         SystemExit: --help (0).
     """
     parser = build_parser()
@@ -133,12 +133,12 @@ def parse_search_args(argv: Sequence[str] | None = None) -> SearchConfig:
 
 def _unknown_words(rest: Sequence[str], known: Sequence[str]) -> list[str]:
     messages = []
-    after_unknown_flag = False  # its value, then: not a mistake of its own
+    after_unknown_flag = False  # then the word is that flag's value, not another mistake
     for word in rest:
         if word.startswith("-"):
             flag = word.partition("=")[0]
             messages.append(f"{flag}: unknown flag.{did_you_mean(flag, known)}")
             after_unknown_flag = "=" not in word
         elif not after_unknown_flag:
-            messages.append(f"{word!r}: settings are given with flags, such as --space {word}.")
+            messages.append(f"{word!r}: settings are given as flags, such as --space {word}.")
     return messages

@@ -1,5 +1,5 @@
-"""What a command needs of its standard streams, wherever they lead: a terminal that has fewer
-characters, a pipe that nobody reads any more, or nothing at all."""
+"""Makes standard streams safe to print to: a terminal that lacks some characters, a pipe whose
+reader has gone, or a closed stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# In words of ASCII, for terminals and pipes in the C locale. Anything else becomes "?".
+# ASCII replacements for terminals and pipes in the C locale. Anything else becomes "?".
 _PLAIN = {
     "\N{MINUS SIGN}": "-",
     "\N{EN DASH}": "-",
@@ -33,9 +33,9 @@ codecs.register_error("tune_app.plain", _plain)
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Around a command's whole work: no character, closed stream or reader that has left ends it.
+    """Wraps a whole command, so that no unprintable character and no closed stream ends it.
 
-    A reader that leaves (`| head`) has seen enough, so nothing is said about it.
+    A reader that goes away (`| head`) has seen enough, so that is not reported.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -51,7 +51,7 @@ def forgiving_output() -> Iterator[None]:
 
 
 def forget_output(*numbers: int) -> None:
-    """From now on what is written to these file descriptors is lost; of a terminal that is gone."""
+    """Discards whatever is written to these file descriptors from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in numbers:
         os.dup2(nowhere, number)

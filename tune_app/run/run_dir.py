@@ -1,9 +1,9 @@
-"""Every path of a run, and the only two ways its files are written: appended to, or replaced whole.
+"""Every path of a run, and the only two ways to write its files: append a line, or replace it all.
 
 A run looks like this:
 
     RUN/search.yaml space.yaml   what was asked for
-    RUN/events.jsonl             what happened, one JSON object a line: the source of truth
+    RUN/events.jsonl             what happened, one JSON object per line: the source of truth
     RUN/study.db                 the Optuna study
     RUN/trials/<n>/checkpoint    what trial n trains, as of its last evaluation
     RUN/prompts/                 the best trial's prompts, exported
@@ -28,21 +28,21 @@ from tune_app.run.search_config import ConfigError
 
 
 class Status(StrEnum):
-    """How a trial stands. The first four are written as `trial_ended`, the others are concluded."""
+    """The state of a trial. The first four are in `trial_ended` events, the others are inferred."""
 
     FINISHED = "finished"
     STOPPED = "stopped"  # by the trial scheduler, before its last step
     DIVERGED = "diverged"
     FAILED = "failed"
     RUNNING = "running"
-    INTERRUPTED = "interrupted"  # started, never ended, and nobody is working on it any more
+    INTERRUPTED = "interrupted"  # started, never ended, and no process is working on it any more
 
 
-_locked_here: set[Path] = set()  # runs that this process holds the lock of
+_locked_here: set[Path] = set()  # runs whose lock this process holds
 
 
 class RunDir:
-    """The paths of one run below `path`, which is made absolute (Ray insists on it)."""
+    """The paths of one run below `path`, which is made absolute (Ray requires that)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().resolve()
@@ -69,19 +69,19 @@ class RunDir:
         return self.path / "trials" / str(trial) / "checkpoint"
 
     def test_rows(self, trial: int) -> Path:
-        """What a confirmation run has answered on each test row: `test_rows.py`."""
+        """A confirmation run's results on each test row: `test_rows.py`."""
         return rows_file(self.checkpoint(trial))
 
     def create(self) -> RunDir:
-        """Makes the folder, and its parents, where they are missing."""
+        """Creates the folder and its parents if they are missing."""
         self.path.mkdir(parents=True, exist_ok=True)
         return self
 
     def append_event(self, event: dict[str, Any]) -> None:
-        """Appends one line to events.jsonl; `time` (unix seconds) is filled in where it is missing.
+        """Appends one line to events.jsonl; `time` (unix seconds) is filled in if it is missing.
 
         NaN and infinities, which JSON does not have, become null. A last line that a kill cut off
-        stays a line of its own: `events` skips it.
+        stays a separate line, which `events` skips.
         """
         line = json.dumps(_jsonable({"time": time.time(), **event}), allow_nan=False) + "\n"
         # One unbuffered write in append mode: lines of several threads never mix.
@@ -109,9 +109,9 @@ class RunDir:
         return events
 
     def write_atomic(self, path: str | Path, content: str | bytes) -> Path:
-        """Replaces a file whole, so that a reader or a kill never meets half of it.
+        """Replaces a whole file atomically: neither a reader nor a kill ever leaves half of it.
 
-        `path` is taken from the run directory unless it is absolute.
+        `path` is relative to the run directory unless it is absolute.
         """
         path = self.path / path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +125,10 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; the kernel lets go when the process dies, however.
+        """Locks the run for this process; the kernel releases the lock however the process ends.
 
         Raises ConfigError while another process holds it. A POSIX record lock rather than flock:
-        children that a command forks (swarm servers) must not keep the run after it.
+        children that a command forks (swarm servers) must not keep the run locked after it.
         """
         if self.path in _locked_here:
             raise ConfigError(f"{self.path} is already in use by this process")
@@ -145,7 +145,7 @@ class RunDir:
                 owner = file.read().strip() or "unknown"
                 raise ConfigError(
                     f"{self.path} is in use by another command (process {owner}); "
-                    "wait until it has ended, stop it, or choose another --out"
+                    "wait for it to end, stop it, or choose another --out"
                 ) from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
@@ -159,7 +159,7 @@ class RunDir:
     def in_use(self) -> bool:
         """Whether a process, this one included, holds the lock."""
         if self.path in _locked_here:
-            return True  # and looking any closer would drop our own lock as the file is closed
+            return True  # opening and closing the file would drop our own lock
         try:
             with open(self.lock_file, "r+") as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,12 +171,12 @@ class RunDir:
 
 
 def rows_file(checkpoint: Path) -> Path:
-    """The test rows of the run that has its checkpoint there."""
+    """The file of test rows that belongs to this checkpoint."""
     return checkpoint.parent / "test_rows.npz"
 
 
-def kept_state(checkpoint: Path, step: int) -> Path:
-    """What a trial of a population has trained after so many steps, in its checkpoint's folder."""
+def population_state(checkpoint: Path, step: int) -> Path:
+    """The state of a population's trial after `step` steps, in its checkpoint's folder."""
     return checkpoint / f"step-{step:08d}.pt"
 
 

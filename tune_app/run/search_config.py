@@ -1,8 +1,8 @@
-"""What one search is told: typed, frozen, checked whole before anything starts.
+"""The settings of one search: typed, frozen, and all checked before anything starts.
 
-Precedence: the defaults below < the searched run's own `search.yaml` (with --resume) < `--config
-FILE` < flags. Below this module no dict of settings is passed on. Imports neither torch nor ray,
-because every trial actor loads it.
+Precedence: the defaults below < the resumed run's `search.yaml` (with --resume) < `--config FILE` <
+flags. After parsing, settings are never passed on as a dict. Imports neither torch nor ray, because
+every trial actor loads it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ExecutorKind = Literal["ray", "in-process"]
 TrialScheduler = Literal["asha", "median", "hyperband", "pbt", "none"]
 Sampler = Literal["tpe", "random", "gp", "cmaes"]
 
-# Fresh seeds of one config that its runs' numbers have room for, less those that choose.
+# Seeds that can judge one config: the numbers of confirmation runs have room for no more.
 MOST_CONFIRM_SEEDS = 96
 
 # Headings of --help.
@@ -63,54 +63,61 @@ class SearchConfig:
     space: str = setting(
         "default",
         _WHAT,
-        "a name in search_spaces/, a .yaml file, or Optuna define-by-run Python as "
+        "a name in search_spaces/, a .yaml file, or an Optuna define-by-run function as "
         "module:function or file.py:function",
     )
     task: str = setting(
         "classification",
         _WHAT,
-        "what the model learns: classification, causal-lm or regression (a number for each text)",
+        "what the prompts are tuned for: classification, causal-lm or regression (a number for "
+        "each text)",
         roles=Role.SAME | Role.TRAINING,
     )
     train: str | None = setting(
         None,
         DATA,
         "training file: csv, tsv, jsonl, json, parquet or txt, a path or a URL that pandas opens; "
-        "without one, the built-in text of the task",
+        "without it, the built-in text of the task",
         roles=_COMPARABLE,
     )
     valid: str | None = setting(
-        None, DATA, "validation file; without one, a tenth of --train", roles=_COMPARABLE
+        None, DATA, "validation file; without it, a tenth of --train", roles=_COMPARABLE
     )
     test: str | None = setting(
-        None, DATA, "test file, seen by no trial, only by --confirm", roles=_COMPARABLE
+        None,
+        DATA,
+        "test file, which only the confirmation uses; without it, a tenth of --train",
+        roles=_COMPARABLE,
     )
     text_column: str | None = setting(
-        None, DATA, "column of the text in your files", roles=_COMPARABLE
+        None, DATA, "column with the text in your files", roles=_COMPARABLE
     )
     label_column: str | None = setting(
-        None, DATA, "column of the label: a class, or for regression a number", roles=_COMPARABLE
+        None, DATA, "column with the label: a class, or for regression a number", roles=_COMPARABLE
     )
     prompt_column: str | None = setting(
         None,
         DATA,
-        "column of the prompt, whose completion is learned (causal-lm); a column of chats is "
-        "called messages",
+        "column with the prompt, whose completion is learned (causal-lm); a column with chats must "
+        "be called messages",
         roles=_COMPARABLE,
     )
     completion_column: str | None = setting(
-        None, DATA, "column of the completion: the loss is over it alone", roles=_COMPARABLE
+        None,
+        DATA,
+        "column with the completion; only its tokens count in the loss",
+        roles=_COMPARABLE,
     )
     encoding: str | None = setting(
         None,
         DATA,
-        "of text files: cp1252, utf-16, ...; without it, UTF-8 or what a byte order mark says",
+        "of text files: cp1252, utf-16, ...; without it, UTF-8 unless a byte order mark differs",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     delimiter: str | None = setting(
         None,
         DATA,
-        "between the fields of csv and tsv: one character or tab; without it, from the file",
+        "between fields in csv and tsv: one character, or tab; without it, guessed from the file",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     model: str = setting(
@@ -122,7 +129,7 @@ class SearchConfig:
     revision: str | None = setting(
         None,
         _MODEL,
-        "branch, tag or commit of a model on a hub; without it, its main branch",
+        "branch, tag or commit of a model on a hub; without it, the main branch",
         roles=Role.SAME | Role.TRAINING,
     )
     backbone: BackboneKind = setting(
@@ -134,108 +141,115 @@ class SearchConfig:
     peers: tuple[str, ...] = setting(
         (),
         _MODEL,
-        "multiaddresses of your own swarm; without any, a private swarm is started",
+        "multiaddresses of your swarm's servers; without any, a private swarm is started",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     request_tokens: int | None = setting(
         None,
         _MODEL,
-        "rows times tokens that your servers take in one request (their --max_batch_size); "
-        "without it 1024, as Petals' client sends",
+        "tokens (rows times length) that your servers accept in one request (their "
+        "--max_batch_size); without it 1024, which Petals' client sends",
         roles=Role.TRAINING,
         at_least=1,
     )
     device: str | None = setting(
         None,
         _MODEL,
-        "cpu, cuda, cuda:1 or mps; without it, cuda where there is one, else cpu",
+        "cpu, cuda, cuda:1 or mps; without it, cuda if available, else cpu",
         roles=Role.TRAINING,
     )
     dtype: str = setting("float32", _MODEL, "float32, bfloat16 or float16", roles=_COMPARABLE)
     tuning_mode: TuningMode = setting(
-        "ptune", _TRIAL, "prompts before the input, or deep ones in every block", roles=_OF_A_TRIAL
+        "ptune",
+        _TRIAL,
+        "prompts in front of the input (ptune), or in every block as well (deep_ptune)",
+        roles=_OF_A_TRIAL,
     )
-    prompt_length: int = setting(8, _TRIAL, "trained prompt vectors", roles=_OF_A_TRIAL, at_least=1)
+    prompt_length: int = setting(8, _TRIAL, "prompt tokens", roles=_OF_A_TRIAL, at_least=1)
     init_text: str | None = setting(
         None,
         _TRIAL,
-        "what prompts begin with where a config's init is text: words that say the task, "
+        "text that prompts start from if a config's init is text: words that describe the task, "
         "repeated or cut to the prompt's length",
         roles=_COMPARABLE,
     )
     steps: int = setting(
         60, _TRIAL, "optimizer steps of a full trial", roles=_OF_A_TRIAL, at_least=1
     )
-    batch_size: int = setting(8, _TRIAL, "rows in a step", roles=_OF_A_TRIAL, at_least=1)
+    batch_size: int = setting(8, _TRIAL, "rows per step", roles=_OF_A_TRIAL, at_least=1)
     max_length: int = setting(
         48,
         _TRIAL,
-        "tokens of text in a row, without the prompt",
+        "most tokens of text in a row, not counting the prompt",
         roles=Role.SAME | Role.TRAINING,
         at_least=1,
     )
     eval_rows: int = setting(
         128,
         _TRIAL,
-        "validation rows that trials are compared on: a sample, each class with its share",
+        "validation rows that trials are compared on: a sample, stratified by class",
         roles=Role.SAME | Role.TRAINING,
         at_least=1,
     )
     trials: int = setting(
-        16, _HOW, "trials of the search, the documented default among them", at_least=1
+        16, _HOW, "trials of the search, including the documented default", at_least=1
     )
     time_budget: float | None = setting(
-        None, _HOW, "stop after this long: seconds, or 10m, 2h", parse=parse_duration_s, at_least=1
+        None,
+        _HOW,
+        "stop after this time: seconds, or 10m, 2h",
+        parse=parse_duration_s,
+        at_least=1,
     )
     token_budget: int | None = setting(
         None,
         _HOW,
-        "stop after this many tokens through the backbone: 5e6, 5M",
+        "stop after training on this many tokens: 5e6, 5M",
         parse=parse_token_count,
         at_least=1,
     )
     concurrency: int | None = setting(
         None,
         _HOW,
-        "trials that train at once; without it, from the model and the machine",
+        "trials that train concurrently; without it, chosen for the model and the machine",
         at_least=1,
     )
     sampler: Sampler = setting("tpe", _HOW, "Optuna's sampler, which suggests the configs")
     prior: PriorUse = setting(
         "on",
         _HOW,
-        "off: ignore the space's priors, which say where good values are expected",
+        "off: ignore the space's priors (where it expects good values)",
         parse=parse_prior_use,
     )
     scheduler: TrialScheduler = setting(
         "asha",
         _HOW,
-        "Ray Tune's trial scheduler, which stops bad trials early; pbt changes all trials "
-        "while they train, together",
+        "Ray Tune's trial scheduler, which stops bad trials early; pbt instead changes trials "
+        "while they train",
     )
     objective: str = setting(
         "loss",
         _HOW,
-        "what is optimised, and decides the answer: loss; accuracy or f1 (macro) of a "
-        "classification; perplexity of causal-lm",
+        "what is optimised and judged: loss; accuracy or f1 (macro) for classification; "
+        "perplexity for causal-lm",
     )
     confirm: int = setting(
         2,
         _HOW,
-        "best configs that are trained again with fresh seeds; the best of them by validation is "
-        "judged against the default on the test split",
+        "how many of the best configs are trained again with fresh seeds; the best of them by "
+        "validation is compared with the default on the test split",
         at_least=0,
     )
     confirm_seeds: int = setting(
         6,
         _HOW,
-        "further seeds that judge: 3, and where those do not decide, up to this many",
+        "further seeds for that comparison: 3, and up to this many while it is undecided",
         at_least=1,
     )
     seed: int = setting(
         0,
         _HOW,
-        "seed of the suggestions, the data order and the prompts",
+        "seed of the suggestions, the data order and the prompts' initialisation",
         roles=Role.TRIAL | Role.TRAINING,
         at_least=0,
     )
@@ -248,72 +262,70 @@ class SearchConfig:
     resume: Path | None = setting(
         None,
         _RUN,
-        "folder of a run to go on with; with more --trials, also a finished one",
+        "folder of a run to continue; with more --trials, also a finished one",
         roles=Role.ONE_CALL,
     )
     allow_changed_space: bool = setting(
         False,
         _RUN,
-        "resume although space, model or data are not as the run began",
+        "resume even though the space, model or data differ from the original run",
         roles=Role.ONE_CALL,
     )
     storage: str | None = setting(
-        None, _RUN, "Optuna storage URL; without it, the study is kept in the run's folder"
+        None, _RUN, "Optuna storage URL; without it, the study is in the run's folder"
     )
     mlflow: str | None = setting(
-        None, _RUN, "tracking URI of an MLflow that gets every trial, too: http://127.0.0.1:5000"
+        None, _RUN, "tracking URI of an MLflow server to log to as well: http://127.0.0.1:5000"
     )
-    wandb: str | None = setting(
-        None, _RUN, "project of Weights & Biases that gets every trial, too"
-    )
+    wandb: str | None = setting(None, _RUN, "Weights & Biases project to log to as well")
     executor: ExecutorKind = setting(
-        "ray", _RUN, "ray, or in-process: the trials are threads of the command, for debugging"
+        "ray", _RUN, "ray, or in-process: trials are threads of the command, for debugging"
     )
     address: str | None = setting(
-        None, _RUN, "Ray cluster to join (host:port or auto); without it, Ray starts here"
+        None, _RUN, "Ray cluster to join (host:port or auto); without it, Ray is started here"
     )
     hosts: int | None = setting(
         None,
         _RUN,
-        "trial hosts, each with its copy of the model; without it, one per GPU or node, on a "
-        "CPU one for 4 trials at once",
+        "trial hosts, each with its copy of the model; without it, one per GPU or node, or on a "
+        "CPU one per 4 concurrent trials",
         at_least=1,
     )
     dry_run: bool = setting(
         False,
         _RUN,
-        "print the space, sample configs and the cost, and start nothing",
+        "print the space, sample configs and the estimated cost, and start nothing",
         roles=Role.ONE_CALL,
     )
-    quiet: bool = setting(False, _RUN, "only the result", roles=Role.TRAINING)
-    verbose: bool = setting(False, _RUN, "everything, the logs of Ray and Petals too")
+    quiet: bool = setting(False, _RUN, "print only the result", roles=Role.TRAINING)
+    verbose: bool = setting(False, _RUN, "print everything, including the logs of Ray and Petals")
     trial: dict[str, Any] | None = setting(
-        None, "", "best.yaml's config: runs second, after the default", roles=Role.TRAINING
+        None, "", "best.yaml's config, which runs right after the default", roles=Role.TRAINING
     )
 
     def base_trial(self) -> TrialConfig:
-        """The documented default at this search's batch, prompt and length: trial 0, and what
-        every parameter outside of the search space is set to."""
+        """The documented default with this search's batch size, prompt and steps: trial 0, and the
+        value of every parameter outside the search space."""
         return TrialConfig(**{name: getattr(self, name) for name in settings_with(Role.TRIAL)})
 
     def inits(self) -> tuple[str, ...]:
-        """The values of TrialConfig.init that this search has tokens for."""
+        """The values of TrialConfig.init that are possible in this search."""
         labels = ("labels",) if self.task == "classification" else ()
         return ("normal", "vocab", *labels, *(("text",) if self.init_text else ()))
 
     def check_init(self, init: str) -> str | None:
-        """What keeps a config of this search from that init; None if it can begin so."""
+        """Why this search cannot use that init; None if it can."""
         if init in self.inits():
             return None
         reason = {
-            "text": "needs --init-text, the words to begin with",
+            "text": "needs --init-text, the words to start from",
             "labels": f"needs class names, and --task {self.task} has none",
         }
-        return f"init: {init!r} {reason[init]}; this search has {', '.join(self.inits())}."
+        return f"init: {init!r} {reason[init]}; possible here are {', '.join(self.inits())}."
 
     def anchored(self) -> SearchConfig:
-        """The same with the absolute paths of what lies on this machine, so that it holds in any
-        working directory; names and URLs stay."""
+        """The same config with absolute paths for local files, so that it is valid in any working
+        directory; names and URLs stay."""
         names = ["train", "valid", "test"]
         if self.model != "demo":
             names.append("model")
@@ -323,7 +335,8 @@ class SearchConfig:
         return replace(self, **paths)
 
     def to_yaml(self) -> str:
-        """The config as YAML for --config: all keys except those of one call, paths absolute.
+        """The config as YAML for --config: all keys but those that concern one call, with absolute
+        paths.
 
         best.yaml is `dataclasses.replace(config, trial=best.to_dict()).to_yaml()`.
         """
@@ -365,7 +378,7 @@ def _anchored(path: str | None) -> str | None:
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The settings that a YAML file gives, converted, and what is wrong with the rest of it."""
+    """The settings in a YAML file, converted, and what is wrong with the rest of it."""
     try:
         _, mapping = read_yaml(path)
     except ConfigError as error:

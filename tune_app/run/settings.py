@@ -1,6 +1,6 @@
-"""How a setting is declared: everything about it stands beside its field.
+"""How a setting is declared: all there is to know about it is next to its field.
 
-Help, checks, resume, best.yaml, the exported prompts and `python -m tune_app.train` ask the
+Help, checks, resume, best.yaml, the exported prompts and `python -m tune_app.train` follow from the
 declaration; a new setting needs no line anywhere else.
 """
 
@@ -23,12 +23,12 @@ _UNITS_TOKENS = {"k": 1e3, "m": 1e6, "b": 1e9}
 class Role(Flag):
     """What a setting is for, besides the search itself.
 
-    ONE_CALL: belongs to one call of the command: no YAML file keeps it, so best.yaml and
+    ONE_CALL: only concerns one call of the command. No YAML file keeps it, so best.yaml and
         search.yaml start a new run in a new folder when they are given to --config
-    SAME: trials before and after a change of it would not compare, so a run keeps it
-    TRIAL: sets the TrialConfig's field of the same name where the space does not
-    TRAINING: says what is trained on what, so `python -m tune_app.train` takes it as well
-    PROMPTS: the exported prompts keep it, to be evaluated again
+    SAME: a run keeps it, because trials before and after a change could not be compared
+    TRIAL: sets the TrialConfig field of the same name, unless the space does
+    TRAINING: concerns the training of a single trial, so `python -m tune_app.train` has it too
+    PROMPTS: kept with the exported prompts, so that they can be evaluated again
     """
 
     NONE = 0
@@ -41,12 +41,12 @@ class Role(Flag):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting beside its name, type and default.
+    """What is known about a setting besides its name, type and default.
 
     group: heading under which --help lists it; "": it has no flag, only a key in YAML
-    help: its text there, which the default follows
+    help: its text there, followed by the default
     roles: what else it is for
-    at_least: smallest number that it takes
+    at_least: the smallest number allowed
     """
 
     group: str
@@ -99,7 +99,7 @@ def parse_token_count(value: Any) -> int:
 
 
 def parse_prior_use(value: Any) -> PriorUse:
-    """on or off, which YAML reads as booleans where they are not quoted."""
+    """on or off, which YAML reads as booleans unless they are quoted."""
     text: Any = ("on" if value else "off") if isinstance(value, bool) else value
     if text not in get_args(PriorUse):
         raise ValueError(one_of(text, get_args(PriorUse)))

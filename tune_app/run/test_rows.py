@@ -1,8 +1,9 @@
-"""What a confirmation run has answered on each row of the test split, in a small file.
+"""A confirmation run's results on each row of the test split, in a small file.
 
-A row is what an evaluation of that row alone adds up: its loss, its targets, and what else the task
-counts, by name. Most names belong to few rows (a class, say), so only what is there is written: a
-compressed npz of (row, name, value), a few kilobytes for hundreds of rows.
+A row holds the sums that an evaluation of that row alone would give: its loss, its number of
+targets, and whatever else the task counts, by name. Most names occur in few rows (those of one
+class, for example), so the file is sparse: a compressed npz of (row, name, value), a few kilobytes
+for hundreds of rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-_MOST_GROUPS = 1000  # that the jackknife leaves out one after the other
+_MOST_GROUPS = 1000  # the jackknife leaves out one group at a time
 
 Row = Mapping[str, float]
 
@@ -36,7 +37,7 @@ def packed(rows: Sequence[Row]) -> bytes:
 
 
 def read(path: Path) -> list[dict[str, float]] | None:
-    """The rows of a file that `packed` has made; None where there is none that can be read."""
+    """The rows of a file that `packed` made; None if it is missing or cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = [str(name) for name in file["names"]]
@@ -52,24 +53,24 @@ def read(path: Path) -> list[dict[str, float]] | None:
         return None
 
 
-def pseudo_values(rows: Sequence[Row], figure: Callable[[Row], float]) -> np.ndarray:
-    """The jackknife's pseudo-values [G] of a figure of all rows: their mean is nearly the figure,
-    and their deviation says how much it depends on which rows there are.
+def pseudo_values(rows: Sequence[Row], metric: Callable[[Row], float]) -> np.ndarray:
+    """The jackknife's pseudo-values [G] of a metric over all rows: their mean is close to the
+    metric, and their deviation shows how much it depends on the choice of rows.
 
-    For a mean over rows they are the rows' own values. Beyond 1,000 rows neighbours are left out
-    together, in G groups of equal size (the last may be smaller), which bounds the work and allows
-    for neighbours that belong together.
+    For a mean over rows they are the rows' own values. Beyond 1,000 rows, neighbours are left out
+    together in G groups of equal size (the last may be smaller), which bounds the work and allows
+    for neighbours that are related.
     """
     size = -(-len(rows) // _MOST_GROUPS)
     groups = [_sum(rows[start : start + size]) for start in range(0, len(rows), size)]
     total, count = _sum(groups), len(groups)
     if count < 2:
-        return np.full(count, figure(total))
+        return np.full(count, metric(total))
     without = [
-        figure({name: value - group.get(name, 0.0) for name, value in total.items()})
+        metric({name: value - group.get(name, 0.0) for name, value in total.items()})
         for group in groups
     ]
-    return count * figure(total) - (count - 1) * np.array(without)
+    return count * metric(total) - (count - 1) * np.array(without)
 
 
 def _sum(rows: Sequence[Row]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""TrialConfig: all that one trial trains with. Imports neither torch nor ray."""
+"""TrialConfig: everything that one trial trains with. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Literal, get_args, get_type_hints
 from tune_app.run.typed import ConfigError, convert, convert_fields, did_you_mean, one_of
 
 TuningMode = Literal["ptune", "deep_ptune"]
-# How prompts begin: see train/prompt_init.py.
+# How prompts are initialised: see train/prompt_init.py.
 Init = Literal["normal", "vocab", "text", "labels"]
 DeepInit = Literal["normal", "zero"]
 
 CurveType = Literal["linear", "cosine", "1-sqrt"]
 
-# The names of transformers' SchedulerType, each with the arguments beyond warmup and length that
-# its schedule takes (a test compares them with transformers, which is slow to import). Left out is
-# greedy, which wants a loss at every step, and where there are two ways to say a thing, one of
-# them: min_lr (min_lr_rate, which holds for every lr) and num_stable_steps (what is left of a run).
+# The names of transformers' SchedulerType, each with the arguments that its schedule takes besides
+# warmup and length (a test compares them with transformers, which is slow to import). Left out are
+# greedy, which needs a loss at every step, and arguments that duplicate another one: min_lr (use
+# min_lr_rate, which fits every lr) and num_stable_steps (the rest of the run).
 SCHEDULER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "cosine": ("num_cycles",),
@@ -46,8 +46,8 @@ _ARGUMENT_NAMES = (
     *("num_cycles", "power", "lr_end", "timescale", "factor", "patience", "min_lr_rate"),
     *("warmup_lr_rate", "num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio"),
 )
-# What may change while a trial trains: neither shapes nor the data's order depend on it, nor what
-# AdamW keeps (amsgrad has a moment of its own).
+# Fields that may change mid-run: changing them affects neither tensor shapes, nor data order, nor
+# AdamW's state (amsgrad would, since it keeps another moment).
 CHANGEABLE = (
     *("lr", "beta1", "beta2", "eps", "weight_decay"),
     *("scheduler", "warmup_steps", "warmup_ratio", *_ARGUMENT_NAMES, "max_grad_norm"),
@@ -74,11 +74,11 @@ def parse_changes(value: Any) -> tuple[tuple[int, str, Any], ...]:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One point of the search space: all that one trial trains with.
+    """One point of the search space: everything that one trial trains with.
 
     The defaults are the documented default that every search runs first: AdamW with its own betas
-    and eps, no weight decay, lr 1e-3, linear decay after 100 warmup steps (capped to the run), and
-    prompts drawn from normal(0, 1), as Petals and PEFT do.
+    and eps, no weight decay, lr 1e-3, linear decay after 100 warmup steps (capped to the length of
+    the run), and prompts drawn from normal(0, 1), as in Petals and PEFT.
     """
 
     # AdamW
@@ -88,7 +88,7 @@ class TrialConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     amsgrad: bool = False
-    # transformers.get_scheduler; None leaves an argument at transformers' own default
+    # transformers.get_scheduler; None is transformers' own default
     scheduler: str = "linear"
     warmup_steps: int = 100
     warmup_ratio: float | None = None  # of `steps`; wins over warmup_steps
@@ -100,8 +100,8 @@ class TrialConfig:
     patience: int | None = None  # reduce_lr_on_plateau, in evaluations
     min_lr_rate: float | None = None  # cosine*_with_min_lr: where it ends, as a share of lr
     warmup_lr_rate: float | None = None  # cosine_warmup_with_min_lr: where it begins, likewise
-    # warmup_stable_decay: how long it falls, at most for all that the warmup leaves; the curves up
-    # and down; where it ends, as a share of lr
+    # warmup_stable_decay: length of the decay, at most what the warmup leaves of the run; the
+    # shapes of warmup and decay; where it ends, as a share of lr
     num_decay_steps: int | None = None
     warmup_type: CurveType | None = None
     decay_type: CurveType | None = None
@@ -115,12 +115,12 @@ class TrialConfig:
     steps: int = 100
     max_grad_norm: float | None = None  # None: no clipping, as in the reference setup
     seed: int = 0  # data order and prompt initialisation
-    # (step, name, value): what holds after so many steps, where it was changed on the way
+    # (step, name, value): the field `name` has this value after `step` steps (--scheduler pbt)
     changes: tuple[tuple[int, str, Any], ...] = field(default=(), metadata={"parse": parse_changes})
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], base: TrialConfig | None = None) -> TrialConfig:
-        """The config that the mapping describes; what it leaves out comes from `base`.
+        """The config that the mapping describes; missing fields come from `base`.
 
         Types are converted ("1e-2" is a number). Ranges are not checked: see `check`.
 
@@ -134,33 +134,33 @@ class TrialConfig:
 
     @classmethod
     def from_known(cls, mapping: Mapping[str, Any]) -> TrialConfig:
-        """The config that a run of another version wrote down: what is not known is passed over,
-        what is missing is the default."""
+        """The config that a run of another version recorded: unknown names are ignored, missing
+        ones get their defaults."""
         values, _ = convert_fields(cls, mapping)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping that `from_dict` takes, as YAML and JSON give it back; changes only where
-        there are any."""
+        """The mapping that `from_dict` takes, ready for YAML and JSON; `changes` only if there are
+        any."""
         values = asdict(self)
         changes = [list(change) for change in values.pop("changes")]
         return values | ({"changes": changes} if changes else {})
 
     def at(self, step: int) -> TrialConfig:
-        """What the step after `step` steps trains with: a config without changes."""
+        """The config, without changes, that holds after `step` steps."""
         changed = {name: value for since, name, value in self.changes if since <= step}
         return replace(self, changes=(), **changed)
 
     def phases(self) -> dict[int, TrialConfig]:
-        """First step -> the config that holds from there until the next one."""
+        """First step -> the config that holds from there to the next key."""
         return {step: self.at(step) for step in sorted({0, *(since for since, *_ in self.changes)})}
 
     def check(self) -> list[str]:
-        """Everything about the values that training could not run with; empty if all is well.
+        """All values that training cannot run with; [] if there are none.
 
-        A schedule's argument that the chosen scheduler does not take is refused, because a search
-        over it would find noise. Warmup is different: it has a default, so the schedules without
-        one (constant, reduce_lr_on_plateau) ignore it.
+        An argument that the chosen scheduler does not take is refused, because a search over it
+        would find noise. Warmup is different: it has a default, so the schedules without warmup
+        (constant, reduce_lr_on_plateau) ignore it.
         """
         messages = []
 
@@ -182,8 +182,8 @@ class TrialConfig:
         rule("deep_init", self.deep_init in deep_inits, f"one of {', '.join(deep_inits)}")
         if self.deep_init != "normal" and self.tuning_mode != "deep_ptune":
             messages.append(
-                f"deep_init: prompts of tuning_mode {self.tuning_mode!r} have no deep part, got "
-                f"{self.deep_init!r}; leave it out, or use deep_ptune."
+                f"deep_init: needs tuning_mode 'deep_ptune', got {self.deep_init!r} with "
+                f"{self.tuning_mode!r}."
             )
         for name in ("prompt_length", "batch_size", "steps"):
             rule(name, getattr(self, name) >= 1, "1 or more")
@@ -220,7 +220,7 @@ class TrialConfig:
         required = _REQUIRED.get(self.scheduler)
         if required is not None and getattr(self, required) is None:
             messages.append(
-                f"{required}: {self.scheduler} needs it, since transformers has no default for it."
+                f"{required}: {self.scheduler} needs it; transformers has no default for it."
             )
         if messages:
             return messages
@@ -240,14 +240,14 @@ class TrialConfig:
         if self.power is not None:
             rule("power", self.power > 0, "above 0")
         if self.lr_end is not None:
-            # transformers refuses an end that does not lie below the start
+            # transformers refuses an lr_end that is not below lr
             rule("lr_end", 0 <= self.lr_end < self.lr, f"0 or more and below lr ({self.lr:g})")
         if self.timescale is not None:
             rule("timescale", self.timescale >= 1, "1 or more")
         elif self.scheduler == "inverse_sqrt" and self.num_warmup_steps() == 0:
             messages.append(
                 "timescale: inverse_sqrt takes it from the warmup, which is 0 here; "
-                "give warmup_steps of 1 or more, or a timescale."
+                "set warmup_steps to 1 or more, or give a timescale."
             )
         if self.factor is not None:
             rule("factor", 0 < self.factor < 1, "between 0 and 1")

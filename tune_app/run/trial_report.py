@@ -1,4 +1,4 @@
-"""When a trial reports, and what it says. Imports neither torch nor ray: trial actors load it."""
+"""When a trial reports, and what. Imports neither torch nor ray, because trial actors load it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from tune_app.run.run_dir import Status
 
-OBJECTIVE = "objective"  # the figure that the study minimises
-# Evaluations of a run: enough for early stopping to act on and for a curve.
+OBJECTIVE = "objective"  # name of the metric that the study minimises
+# Evaluations per trial: enough for early stopping and for a curve.
 EVALUATIONS = 5
 
 
@@ -39,14 +39,15 @@ def first_judged(steps: int) -> int:
 
 @dataclass
 class Usage:
-    """What a trial has had computed so far, evaluations included.
+    """What the backbone has computed for a trial so far, evaluations included.
 
-    The last five are sums over the packs that carried its rows and count the whole of each pack.
+    The last five are sums over the packs that contained any of its rows, and count those packs
+    whole, other trials' rows included.
     """
 
     rows: int = 0
     tokens: int = 0  # prompts included, padding not
-    wait_s: float = 0.0  # in which the trial did nothing but wait for its packs
+    wait_s: float = 0.0  # that the trial spent waiting for its packs
     packs: int = 0
     pack_rows: int = 0
     pack_slots: int = 0  # rows that would have fitted
@@ -69,17 +70,17 @@ class Usage:
 class Report:
     """The state of a trial after an evaluation.
 
-    Every field is a column of history.csv, and so is everything in `metrics`: what a report says
-    is what all readers see, and no list of names stands between them.
+    Every field is a column of history.csv, and so is everything in `metrics`: all readers see all
+    of it, and no list of names needs to be kept.
 
     train_loss: nats, mean over the steps since the last report
     eval_loss: mean over rows or tokens, as the task measures it
-    objective: what is minimised (`tasks/objectives.py`); finite where the trial diverged
-    learning_rate: what the last step used
-    tokens: through the backbone in training so far, prompts included, padding not
+    objective: what is minimised (`tasks/objectives.py`); finite even if the trial diverged
+    learning_rate: of the last step
+    tokens: trained on so far, prompts included, padding not
     seconds: of training so far, evaluations included
-    metrics: by name: what `Usage` counts, the task's metric ("accuracy"), and in the last report of
-        a confirmation run the same on the test split ("test_loss", "test_accuracy")
+    metrics: by name: the counters of `Usage`, the task's metric ("accuracy"), and in the last
+        report of a confirmation run the same on the test split ("test_loss", "test_accuracy")
     """
 
     step: int
@@ -99,8 +100,8 @@ class Report:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Report:
-        """The report that `flat` gave, or another version's: what is no field is a metric, null is
-        NaN. Raises TypeError without a step."""
+        """The report that `flat` gave, also by another version: unknown names are metrics, null is
+        NaN. Raises TypeError if there is no step."""
         if not isinstance(values.get("step"), int):
             raise TypeError(f"a report has a step, got {values.get('step')!r}")
         own = {f.name for f in fields(cls)}
@@ -116,16 +117,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Update:
-    """What a trial host answers to the trial that asks how its training goes."""
+    """A trial host's answer to a trial that asks for news of its training."""
 
     report: Report | None = None  # None: nothing new yet
     done: bool = False
-    error: str | None = None  # the traceback, where the training raised
-    unavailable: bool = False  # the error is the swarm's, not the trial's
+    error: str | None = None  # the traceback, if training raised
+    unavailable: bool = False  # the swarm failed, not the trial
 
 
 def outcome(last: Report | None, steps: int) -> tuple[Status, str]:
-    """How a trial of `steps` steps that ended without an error ended, and the reason in words."""
+    """The status of a trial of `steps` steps that ended without an error, and the reason in
+    words."""
     if last is not None and last.diverged:
         return Status.DIVERGED, "the loss exploded or was not finite"
     step = 0 if last is None else last.step

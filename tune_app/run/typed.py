@@ -1,7 +1,7 @@
 """From what a person wrote (flags, YAML) to typed values, with all mistakes collected.
 
-A field's type annotation says what it takes, so a flag, a YAML key and a Python value cannot drift
-apart. Imports neither torch nor ray.
+Values are converted by a field's type annotation, so flags, YAML keys and Python values follow the
+same rules. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 
 class ConfigError(ValueError):
-    """What the user has to change, all mistakes together; commands print it and exit with code 2.
+    """Mistakes that the user has to correct, all together; commands print it and exit with code 2.
 
     Each message says the rule, what was received and what would be right.
     """
@@ -34,7 +34,7 @@ class ConfigError(ValueError):
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" with its leading space, or "" where nothing valid is similar."""
+    """Returns " Did you mean 'x'?" with its leading space, or "" if no valid name is similar."""
     matches = difflib.get_close_matches(str(name), list(valid), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
@@ -108,7 +108,7 @@ def _whole(number: float) -> int:
 
 
 def _to_str(value: Any) -> str:
-    # YAML reads an unquoted `text_column: 0` as a number, which is plain, and `no` as false
+    # YAML reads an unquoted `text_column: 0` as a number, which is clear enough, and `no` as false
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"must be text (in quotes, if YAML misreads it), got {value!r}.")
     return str(value)
@@ -130,10 +130,10 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
 def convert_fields(
     cls: type, mapping: Mapping[Any, Any], label: Callable[[str], str] = str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values that the mapping gives for fields of a dataclass, converted; and what is wrong.
+    """The mapping's values for fields of a dataclass, converted, and what is wrong with the rest.
 
-    A field's metadata may carry its own `parse`. Names may be written in kebab or snake case.
-    `label` turns a field's name into what the messages call it.
+    A field's metadata may have its own `parse`. Names may be in kebab or snake case. `label` turns
+    a field's name into the name that messages use.
     """
     known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}
     hints = get_type_hints(cls)
@@ -175,8 +175,8 @@ def read_yaml(path: Path) -> tuple[str, dict[Any, Any]]:
     """The text of a YAML file and the mapping in it.
 
     Raises:
-        ConfigError: the file is missing or unreadable, not YAML (with line and column), or holds
-            something else than a mapping.
+        ConfigError: the file is missing or unreadable, not YAML (with line and column), or not a
+            mapping.
     """
     try:
         text = path.read_text("utf-8")
@@ -193,5 +193,5 @@ def read_yaml(path: Path) -> tuple[str, dict[Any, Any]]:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, got {type(content).__name__}.")
+        raise ConfigError(f"{path}: must have `key: value` lines, got {type(content).__name__}.")
     return text, content

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_app.backbones.opening import open_backbone
 from tune_app.run import test_rows
-from tune_app.run.run_dir import RunDir, kept_state, rows_file
+from tune_app.run.run_dir import RunDir, population_state, rows_file
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report, Update
 from tune_app.search.trial_job import TrialJob
@@ -269,6 +269,6 @@ class TrialHost:
 def keep_state(checkpoint: Path, step: int, state: bytes) -> None:
     """Keeps the state for others of the population, and the one before, which a trial that begins
     anew from there may not have read yet. Nobody wants an older one: all have come on since."""
-    RunDir(checkpoint).write_atomic(kept_state(checkpoint, step), state)
+    RunDir(checkpoint).write_atomic(population_state(checkpoint, step), state)
     for old in sorted(checkpoint.glob("step-*.pt"))[:-2]:
         old.unlink()

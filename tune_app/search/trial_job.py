@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tune_app.run.run_dir import kept_state
+from tune_app.run.run_dir import population_state
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 
@@ -85,7 +85,7 @@ class TrialJob:
     def cloned(self, donor: Path, step: int, config: TrialConfig) -> TrialJob:
         """This trial as a clone: it trains by `config` from the state that the trial with the
         checkpoint folder `donor` had after `step` steps."""
-        return replace(self, config=config, begin=kept_state(donor, step))
+        return replace(self, config=config, begin=population_state(donor, step))
 
 
 def job_of(config: Mapping[str, Any]) -> TrialJob:

@@ -1,4 +1,4 @@
-"""What population-based training tries next, and which searches it can do. Imports no Ray."""
+"""What population-based training tries next, and which searches it supports. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ from tune_app.run.trial_config import CHANGEABLE, TrialConfig
 from tune_app.run.trial_report import evaluation_steps
 from tune_app.study.space import SearchSpace
 
-# Ray's PopulationBasedTraining by default.
+# The defaults of Ray's PopulationBasedTraining.
 _RESAMPLE_PROBABILITY = 0.25
 _FACTORS = (0.8, 1.2)
 
-_MIN_TRIALS = 4  # a quarter of it gives way
+_MIN_TRIALS = 4  # a quarter of them is replaced
 _ATTEMPTS = 100
 
 
 def check_population(config: SearchConfig, space: SearchSpace) -> list[str]:
-    """Why a population cannot be trained so; [] if it can."""
+    """Why this search cannot use a population; [] if it can."""
     flag, messages = "--scheduler pbt", []
     if config.trials < _MIN_TRIALS:
         messages.append(f"--trials: {flag} needs {_MIN_TRIALS} or more, got {config.trials}.")
     if config.concurrency is not None and config.concurrency < config.trials:
         messages.append(
-            f"--concurrency: with {flag} all {config.trials} trials train at once, got "
+            f"--concurrency: with {flag} all {config.trials} trials train concurrently, got "
             f"{config.concurrency}; leave it out."
         )
     if space.python is not None:
         messages.append(
-            f"--space: {flag} changes configs by the conditions of a YAML space; a Python space "
-            "does not tell its conditions."
+            f"--space: {flag} needs a YAML space, because the conditions of a Python space are "
+            "not known."
         )
     elif not set(space.sampled_names) & set(CHANGEABLE):
         messages.append(
-            f"--space: nothing of what it samples ({', '.join(space.sampled_names)}) can change "
-            f"while a trial trains; {flag} needs one of {', '.join(CHANGEABLE)}."
+            f"--space: {flag} needs a parameter that can change while a trial trains "
+            f"({', '.join(CHANGEABLE)}); got only {', '.join(space.sampled_names)}."
         )
     base = config.base_trial()
     steps = {first.config.steps for first in space.first_trials(base, config.trial)}
     if "steps" in space.sampled_names or len(steps) > 1:
-        messages.append(f"--space: with {flag} all trials have the same number of steps.")
+        messages.append(f"--space: with {flag} all trials must have the same number of steps.")
     elif len(evaluation_steps(steps.pop())) < 2:
-        messages.append(f"--steps: {flag} compares trials on the way and needs 2 or more.")
+        messages.append(f"--steps: {flag} compares trials while they train, so it needs 2 or more.")
     return messages
 
 
 def explore(
     config: TrialConfig, step: int, space: SearchSpace, base: TrialConfig, rng: random.Random
 ) -> TrialConfig:
-    """A config that is `config` for `step` steps and a neighbour of it from there, in the space.
+    """A config that equals `config` for `step` steps, then a neighbour of it in the space.
 
-    The neighbour is Ray's: each parameter is drawn anew with a probability of 1/4, or is multiplied
-    by 0.8 or 1.2, or takes the next value of its list. Words have no next one and stay. Bounds and
-    conditions hold; what a condition leaves out is set as in `base` (SearchConfig.base_trial()).
+    Neighbours are chosen as in Ray: each parameter is redrawn with a probability of 1/4, otherwise
+    multiplied by 0.8 or 1.2, or moved to the next value of its list. Non-numeric choices have no
+    neighbour and keep their value. Bounds and conditions hold; parameters that a condition excludes
+    are set as in `base` (SearchConfig.base_trial()).
     """
     now = config.at(step - 1)
     changes = [change for change in config.changes if change[0] < step]
@@ -82,7 +83,7 @@ def explore(
 def _neighbour(
     now: TrialConfig, space: SearchSpace, base: TrialConfig, rng: random.Random
 ) -> dict[str, Any]:
-    values: dict[str, Any] = {}  # of the parameters that exist beside each other
+    values: dict[str, Any] = {}  # of the active parameters
     changed: dict[str, Any] = {}
     for parameter in space.parameters:  # parents first
         name = parameter.name
@@ -94,7 +95,7 @@ def _neighbour(
             values[name] = _moved(parameter.distribution, values[name], rng)
             changed[name] = values[name]
     if "warmup_steps" in changed:
-        changed["warmup_ratio"] = None  # it would win
+        changed["warmup_ratio"] = None  # it takes precedence over warmup_steps
     return {name: value for name, value in changed.items() if name in CHANGEABLE}
 
 

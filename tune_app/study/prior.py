@@ -1,7 +1,7 @@
 """Priors: where good values of a parameter are expected before any trial has run.
 
 A prior never restricts the space. A third of the first trials are drawn from it, the others from
-the whole space, and its share shrinks from then on (`share`), so a wrong one costs few trials.
+the whole space, and its share then shrinks (`share`), so a wrong prior costs only a few trials.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from optuna.trial import FrozenTrial, TrialState
 from tune_app.run.typed import convert_fields
 from tune_app.study.space import SearchSpace, origin_of
 
-# Trials that are drawn before the sampler learns: `searcher.build_sampler` starts it after 8.
+# Trials drawn before the sampler starts to model: as `build_sampler` has it.
 _FIRST_TRIALS = 8
-# On the recorded curves a half gains no more than a third where the prior is right, and costs more
-# where it is wrong (benchmarks/README.md).
+# On the recorded curves a half gains no more than a third if the prior is right, and costs more if
+# it is wrong (benchmarks/README.md).
 _FIRST_SHARE = 1 / 3
 
 
@@ -36,27 +36,27 @@ _FIRST_SHARE = 1 / 3
 class NumberPrior:
     """A normal distribution, cut off at the parameter's bounds.
 
-    spread: standard deviation, in the parameter's own unit; for a logarithmic parameter a factor
-        above 1 (3: two thirds of the draws lie between center / 3 and center * 3)
+    spread: standard deviation, in the parameter's unit; for a logarithmic parameter a factor above
+        1 (3: two thirds of the draws are between center / 3 and center * 3)
     """
 
     center: float
     spread: float
 
     def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> float | int:
-        """A value of the distribution (its step and bounds hold)."""
-        from scipy.special import ndtr, ndtri  # a third of a second, which only a search needs
+        """A value of the distribution, within its bounds and on its steps."""
+        from scipy.special import ndtr, ndtri  # importing it takes a third of a second
 
         assert isinstance(distribution, FloatDistribution | IntDistribution)
         low, high = float(distribution.low), float(distribution.high)
         center, spread = self.center, self.spread
         if distribution.log:
             low, high, center, spread = np.log([low, high, center, spread])
-        # Inverse of the distribution function between the bounds: no draw is thrown away.
+        # Inverse of the distribution function between the bounds: no draw is rejected.
         first, last = ndtr((np.array([low, high]) - center) / spread)
         if last > first:
             value = center + spread * float(ndtri(rng.uniform(first, last)))
-        else:  # the prior lies so far outside that no number tells its two ends apart
+        else:  # the prior is so far outside that both bounds have the same probability in floats
             value = low if center < low else high
         value = float(np.exp(value)) if distribution.log else value
         low, high = float(distribution.low), float(distribution.high)
@@ -99,8 +99,8 @@ def share(trials_before: int) -> float:
 class PriorSampler(BaseSampler):
     """Draws a shrinking share of the trials from priors, and asks another sampler for the rest.
 
-    Which trials, and their values, follow from the seed and the trial's number alone. So they are
-    the same after a resume, and do not depend on which of the trials before has ended.
+    Which trials these are, and their values, follow from the seed and the trial's number. So they
+    are the same after a resume, and do not depend on which earlier trials have ended.
     """
 
     def __init__(self, sampler: BaseSampler, priors: Mapping[str, Prior], seed: int) -> None:
@@ -108,7 +108,7 @@ class PriorSampler(BaseSampler):
         self._drawn: dict[int, bool] = {}  # by trial number
 
     def draws_from_prior(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether this trial is one of the prior's. Enqueued trials do not count as suggested."""
+        """Whether this trial is drawn from priors. Enqueued trials do not count as suggested."""
         if trial.number not in self._drawn:
             earlier = study.get_trials(deepcopy=False)[: trial.number]
             suggested = sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
@@ -119,7 +119,7 @@ class PriorSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         if self.draws_from_prior(study, trial):
-            return {}  # every parameter is asked for by itself
+            return {}  # every parameter is sampled independently
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -164,13 +164,13 @@ class PriorSampler(BaseSampler):
 
 
 def with_priors(sampler: BaseSampler, space: SearchSpace, seed: int) -> BaseSampler:
-    """The sampler, with the space's priors in front of it where there are any."""
+    """The sampler, wrapped in a PriorSampler if the space has priors."""
     priors = {p.name: p.prior for p in space.parameters if p.prior is not None}
     return PriorSampler(sampler, priors, seed) if priors else sampler
 
 
 def parse_prior(spec: Any, distribution: BaseDistribution) -> tuple[Prior | None, list[str]]:
-    """The prior that a space file gives for a parameter, and what is wrong with it."""
+    """The prior that a space file specifies for a parameter, and what is wrong with it."""
     if isinstance(distribution, CategoricalDistribution):
         return _parse_choices(spec, distribution)
     form = "must be {center: NUMBER, spread: NUMBER}"
@@ -184,7 +184,7 @@ def parse_prior(spec: Any, distribution: BaseDistribution) -> tuple[Prior | None
     if distribution.log and center <= 0:
         mistakes.append(f"center: must be above 0 on a logarithmic scale, got {center:g}.")
     if distribution.log and spread <= 1:
-        mistakes.append(f"spread: is a factor on a logarithmic scale, above 1; got {spread:g}.")
+        mistakes.append(f"spread: must be a factor above 1 on a logarithmic scale, got {spread:g}.")
     if not distribution.log and spread <= 0:
         mistakes.append(f"spread: must be above 0, got {spread:g}.")
     return (None if mistakes else NumberPrior(center, spread)), mistakes

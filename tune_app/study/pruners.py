@@ -1,4 +1,4 @@
-"""Optuna's pruners by the names of the trial schedulers: early stopping where Ray does not run."""
+"""Optuna's pruners by the names of the trial schedulers: early stopping without Ray."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tune_app.run.trial_report import evaluation_steps, first_judged
 
 
 def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
-    """The rule of Ray Tune's scheduler of that name, with rungs at steps at which trials are
-    evaluated. Both halve at the same steps; which trial a tie stops may differ."""
+    """The pruner with the rule of Ray Tune's scheduler of that name, and rungs at steps after which
+    trials are evaluated. Both halve at the same steps; ties may be broken differently."""
     first = evaluation_steps(steps)[0]
     match name:
         case "asha":

@@ -1,4 +1,4 @@
-"""Search spaces written in Python, for what YAML cannot say: an Optuna define-by-run function.
+"""Search spaces written in Python, for what YAML cannot express: an Optuna define-by-run function.
 
     def space(trial):                            # in my_space.py, given as --space my_space.py
         lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
@@ -25,12 +25,12 @@ from tune_app.run.trial_config import TrialConfig
 from tune_app.run.typed import ConfigError
 from tune_app.study.space import Parameter, SearchSpace, quiet_optuna
 
-_PROBES = 64  # random points at which a function is looked at; what is rarer goes unseen
+_PROBES = 64  # random points at which a function is tried; rarer parameters go unnoticed
 
 
 @dataclass(frozen=True)
 class PythonFunction:
-    """A function by its name, so that it pickles wherever it was written."""
+    """A function by its name, so that it can be pickled wherever it is defined."""
 
     source: str  # module, or absolute path of a .py file
     function: str
@@ -73,10 +73,10 @@ def load_python_space(source: str, function: str) -> SearchSpace:
 
 
 def load_recorded_python_space(path: Path, content: Mapping[str, Any]) -> SearchSpace:
-    """The Python space that a run's space.yaml names, with the hash that its code had then."""
+    """The Python space that a run's space.yaml names, with the hash of its code at that time."""
     source, _, function = str(content["python"]).rpartition(":")
     if content.keys() != {"python", "sha256"} or not source:
-        raise ConfigError(f"{path}: a Python space has the keys python and sha256 and no others.")
+        raise ConfigError(f"{path}: a Python space must have exactly the keys python and sha256.")
     return replace(load_python_space(source, function), python_sha256=content["sha256"])
 
 
@@ -99,7 +99,7 @@ def _probe(space: SearchSpace, where: str) -> tuple[Parameter, ...]:
             for name, distribution in trial.distributions.items():
                 found.setdefault(name, Parameter(name, "python", distribution))
     if not found:
-        messages["suggested no parameter."] = None
+        messages["suggests no parameter."] = None
     if messages:
         raise ConfigError([f"{where}: {message}" for message in list(messages)[:5]])
     return tuple(found.values())

@@ -10,11 +10,11 @@ _RANDOM_FIRST = 8  # trials; Optuna's own 10 is for longer searches than these
 
 
 def build_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of that name, seeded: with one trial at a time, the same suggestions.
+    """Optuna's sampler of that name, seeded: with one trial at a time, suggestions are the same.
 
-    All begin at random; TPE counts the trials that still run, the others only finished ones.
-    gp and cmaes only model parameters that every trial has (cmaes: numeric ones only) and sample
-    the rest at random. Optuna would warn for each such parameter, so the warning is off.
+    All start with random trials; TPE counts running trials among these, the others only finished
+    ones. gp and cmaes only model parameters that every trial has (cmaes: numeric ones only) and
+    sample the rest at random. Optuna would warn for each such parameter, so the warning is off.
     """
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)

@@ -1,6 +1,6 @@
 """SearchSpace: what Optuna may suggest, as a define-by-run callable that pickles.
 
-Made by `search_space.load_space`; imports neither torch nor ray.
+Made by `yaml_space.load_space`; imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from tune_app.run.trial_config import TrialConfig
 if TYPE_CHECKING:
     from tune_app.study.prior import Prior
 
-# Fields that say how a trial is run and not how its optimizer and schedule are set. A space's
-# `fixed` values for them hold for the documented default too, so that the comparison is fair.
+# Fields that concern how a trial is run, not its optimizer and schedule. A space's `fixed` values
+# for them apply to the documented default too, so that the comparison is fair.
 RUN_FIELDS = ("tuning_mode", "prompt_length", "batch_size", "steps", "seed")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched field of TrialConfig, and the values of other parameters that it needs."""
+    """One searched field of TrialConfig, and the conditions on other parameters."""
 
     name: str
     space: str  # Ray's name, "loguniform" for instance; "python" in a Python space
     distribution: BaseDistribution
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prior: Prior | None = None
-    where_possible: tuple[str, ...] = ()  # choices of init that not every search has tokens for
+    where_possible: tuple[str, ...] = ()  # choices of init that not every search can use
 
     def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether the parameter exists beside these values of its parents.
+        """Whether the parameter exists, given these values of its parents.
 
         A parent that is itself inactive has no value, so its children are inactive too.
         """
@@ -54,7 +54,7 @@ class Parameter:
         )
 
     def without(self, choices: Collection[Any]) -> Parameter:
-        """The parameter without these of its choices."""
+        """The parameter without these choices."""
         from tune_app.study.prior import ChoicePrior
 
         assert isinstance(self.distribution, CategoricalDistribution)
@@ -66,7 +66,7 @@ class Parameter:
         return replace(self, distribution=CategoricalDistribution(kept), prior=prior)
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
-        """Asks the trial for a value."""
+        """Asks the Optuna trial for a value."""
         d = self.distribution
         if isinstance(d, FloatDistribution):
             return trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
@@ -76,7 +76,7 @@ class Parameter:
         return trial.suggest_categorical(self.name, d.choices)
 
     def range(self) -> str:
-        """The values in words; bounds are inclusive here, whatever the file's notation."""
+        """The values in words; bounds are inclusive here, unlike in the file."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return ", ".join("none" if choice is None else str(choice) for choice in d.choices)
@@ -85,7 +85,7 @@ class Parameter:
         return f"{d.low:g} to {d.high:g}{step}"
 
     def condition(self) -> str:
-        """The condition in words, "" without one."""
+        """The condition in words, "" if there is none."""
         return " and ".join(
             f"{parent} is {' or '.join(map(str, allowed))}" for parent, allowed in self.when.items()
         )
@@ -122,7 +122,7 @@ class FirstTrial:
     params: dict[str, Any] | None
 
     def enqueue(self, study: optuna.Study) -> None:
-        """Makes the study ask for this trial next (after those enqueued before)."""
+        """Makes the study ask for this trial next (after those enqueued earlier)."""
         study.enqueue_trial(
             self.params or {},
             user_attrs={
@@ -134,16 +134,16 @@ class FirstTrial:
 
 
 def origin_of(user_attrs: Mapping[str, Any]) -> str:
-    """Where a trial's config comes from; what a sampler suggests carries no such attribute."""
+    """Where a trial's config comes from; suggested trials have no such attribute."""
     return str(user_attrs.get("origin", "suggested"))
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A compiled space: call it with an Optuna trial and the trial's params are suggested.
+    """A compiled space: calling it with an Optuna trial suggests the trial's params.
 
-    Parents stand before their children in `parameters`. `python`, if set, suggests in place of
-    `parameters`, which then only describe what it was seen to suggest.
+    In `parameters`, parents come before their children. If `python` is set, it suggests instead,
+    and `parameters` only describes what it was seen to suggest.
     """
 
     name: str
@@ -155,12 +155,12 @@ class SearchSpace:
     python_sha256: str | None = None
 
     def __call__(self, trial: Any) -> dict[str, Any] | None:
-        """Suggests; `trial.params` then holds exactly the active parameters.
+        """Suggests a trial's params; afterwards `trial.params` has exactly the active parameters.
 
-        Returns the constants that belong to the trial, as Ray's OptunaSearch takes them: a first
-        trial's whole config, what a Python space returned, else None. A first trial outside of
-        the space suggests nothing: with a part of its params Optuna would learn from a point
-        that nobody ran, and one odd set of params splits TPE's groups for good.
+        Returns the trial's constants, as Ray's OptunaSearch expects them: a first trial's whole
+        config, or what a Python space returned, or None. A first trial outside the space suggests
+        nothing: from a part of its params Optuna would learn about a point that was never run, and
+        a single unusual set of params splits TPE's groups permanently.
         """
         given = trial.user_attrs.get("config")
         if given is not None and not trial.user_attrs.get("in_space", True):
@@ -179,10 +179,10 @@ class SearchSpace:
         return None
 
     def within(self, config: SearchConfig) -> SearchSpace:
-        """The space without those starts of prompts that it lists under `where_possible` and that
-        the search has no tokens for.
+        """The space without the values of `init` that are listed under `where_possible` and that
+        the search cannot use.
 
-        Raises ConfigError where it asks for such a start without leaving that open.
+        Raises ConfigError if the space requires such a value.
         """
         asked = [("fixed", self.fixed.get("init"))]
         asked += [(f"enqueue[{i}]", entry.get("init")) for i, entry in enumerate(self.enqueue)]
@@ -208,18 +208,18 @@ class SearchSpace:
 
     @property
     def sampled_names(self) -> tuple[str, ...]:
-        """The names that trials can have params for."""
+        """The names of the parameters that trials can have."""
         return tuple(parameter.name for parameter in self.parameters)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Each sampled name's Optuna distribution; conditions stand in `parameters`."""
+        """Each sampled name's Optuna distribution; the conditions are in `parameters`."""
         return {parameter.name: parameter.distribution for parameter in self.parameters}
 
     def trial_config(self, params: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
         """The config of a trial: `params` over `fixed` over `base` (SearchConfig.base_trial()).
 
-        A warmup that is longer than the trial is kept as the steps that it gets, so that the config
-        says what was trained, also for a longer run.
+        A warmup longer than the trial is capped to its steps, so that the config says what was
+        trained, even if it is later used for a longer run.
 
         Raises:
             ConfigError: unknown names or values of the wrong type.
@@ -231,7 +231,7 @@ class SearchSpace:
         return config
 
     def longest_warmup(self) -> int:
-        """The largest warmup_steps that it can suggest or fixes; 0 where it does neither."""
+        """The largest warmup_steps that the space can suggest or fixes; 0 if it does neither."""
         distribution = self.distributions().get("warmup_steps")
         if isinstance(distribution, IntDistribution):
             return distribution.high
@@ -245,9 +245,9 @@ class SearchSpace:
         return TrialConfig.from_dict(shared, base)
 
     def baselines(self, base: TrialConfig) -> list[TrialConfig]:
-        """What answers are stated against: the documented default, and where its warmup takes more
-        than a tenth of the run, the same with a warmup of a tenth. A default that hardly comes to
-        its full learning rate would be easy to beat."""
+        """What the best config is compared with: the documented default, and if its warmup takes
+        more than a tenth of the run, the same with a warmup of a tenth. A default that hardly
+        reaches its full learning rate would be easy to beat."""
         default = self.default_config(base)
         tenth = replace(default, warmup_steps=math.ceil(default.steps / 10))
         if tenth.num_warmup_steps() >= default.num_warmup_steps():
@@ -255,16 +255,16 @@ class SearchSpace:
         return [default, tenth]
 
     def params_of(self, config: TrialConfig, base: TrialConfig) -> dict[str, Any] | None:
-        """The point of the space at which a trial trains exactly like `config`, or None.
+        """The point of the space that trains exactly like `config`, or None.
 
-        Warmup is matched by its steps, whether config or space give it in steps or as a ratio.
+        Warmup is compared in steps, whether config and space give it in steps or as a ratio.
         """
         values = asdict(config)
         if config.warmup_ratio is None:
             warmup = config.num_warmup_steps()
             ratio = warmup / config.steps
             if replace(config, warmup_ratio=ratio).num_warmup_steps() > warmup:
-                ratio = math.nextafter(ratio, 0)  # a product that is rounded up gives a step more
+                ratio = math.nextafter(ratio, 0)  # rounding up would give one step too many
             values["warmup_ratio"] = ratio
         else:
             values["warmup_steps"] = config.num_warmup_steps()
@@ -276,7 +276,7 @@ class SearchSpace:
         trial = optuna.trial.FixedTrial(_without_none_for_numbers(values, self.parameters))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # FixedTrial warns of values outside; see below
+                warnings.simplefilter("ignore")  # FixedTrial warns of values outside the space
                 constants = self._suggest(trial)
         except ValueError:  # FixedTrial: a suggested name has no value
             return None
@@ -315,16 +315,16 @@ class SearchSpace:
         return points
 
     def describe(self) -> str:
-        """A table for people: parameter, kind, values and condition; then what is fixed."""
+        """A table for people: parameter, kind, values and condition; then the fixed values."""
         rows = [(p.name, p.space, _details(p)) for p in self.parameters]
         rows += [(name, "fixed", str(value)) for name, value in self.fixed.items()]
         names, kinds = (max(len(row[i]) for row in rows) for i in range(2))
         return "\n".join(f"{name:{names}}  {kind:{kinds}}  {values}" for name, kind, values in rows)
 
     def difference(self, other: SearchSpace) -> list[str]:
-        """What `other` has different, in words; [] if both suggest the same for the same trials.
+        """How `other` differs, in words; [] if both spaces can suggest the same configs.
 
-        `enqueue` and priors do not count: they say where to begin, not what may be suggested.
+        `enqueue` and priors do not count: they say where to start, not what may be suggested.
         """
         mine, theirs = self._content(), other._content()
         return [
@@ -365,14 +365,14 @@ def _details(parameter: Parameter) -> str:
 
 
 def _normal(config: TrialConfig) -> TrialConfig:
-    """Equal for configs that train alike: warmup in the steps that the scheduler gets."""
+    """Equal for configs that train identically: warmup in the steps that the scheduler gets."""
     return replace(config, warmup_steps=config.num_warmup_steps(), warmup_ratio=None)
 
 
 def _without_none_for_numbers(
     values: dict[str, Any], parameters: tuple[Parameter, ...]
 ) -> dict[str, Any]:
-    """Leaves out numbers that are not set, which FixedTrial would compare with bounds."""
+    """Drops numbers that are None, which FixedTrial would compare with bounds."""
     categorical = {
         p.name for p in parameters if isinstance(p.distribution, CategoricalDistribution)
     }

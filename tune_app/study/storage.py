@@ -1,4 +1,4 @@
-"""The Optuna study of a run: where it is, and how a search that was killed goes on with it."""
+"""The Optuna study of a run: where it is, and how a killed search resumes it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tune_app.run.trial_report import Report, outcome
 from tune_app.study.space import origin_of
 
 STUDY_NAME = "tune_app"
-# A new storage cannot be opened while another command makes its tables.
+# A new storage cannot be opened while another command creates its tables.
 _ATTEMPTS = 5
-PATIENCE_S = 60.0  # with another process that holds the study's file, a backup, say
+PATIENCE_S = 60.0  # while another process, such as a backup, locks the study's file
 
 
 def study_name(config: SearchConfig, run: RunDir) -> str:
-    """The study's name: a storage of the user's may hold many, each of them one run's own.
+    """The study's name: each run has its own study, also in a storage that holds many.
 
-    So two searches on the same storage never meet, and the run's lock keeps two commands from one
-    study.
+    So two searches in one storage never share a study, and the run's lock keeps two commands from
+    using the same one.
     """
     if config.storage is None:
         return STUDY_NAME
@@ -44,7 +44,7 @@ def study_name(config: SearchConfig, run: RunDir) -> str:
 
 
 def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
-    """The run's own SQLite file, or --storage. Raises ConfigError where it cannot be opened."""
+    """The run's own SQLite file, or --storage. Raises ConfigError if it cannot be opened."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for attempt in range(_ATTEMPTS):
         try:
@@ -59,19 +59,20 @@ def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStora
 
 
 def _own_storage(file: Path) -> optuna.storages.BaseStorage:
-    """SQLite with a write-ahead log, as Optuna has no setting for: a trial's dozen commits do not
-    wait for the disk (14 ms instead of 70 to 300), and a crash loses the last ones, not the file.
+    """SQLite with a write-ahead log, for which Optuna has no setting: a trial's dozen commits do
+    not wait for the disk (14 ms instead of 70 to 300), and a crash loses the last ones, not the
+    file.
     """
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": PATIENCE_S}}
     )
     sqlalchemy.event.listen(storage.engine, "connect", _log_ahead)
-    storage.engine.dispose()  # the connection that has made the tables
+    storage.engine.dispose()  # the connection that created the tables
     return optuna.storages.get_storage(storage)
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether an error is, in the end, that another process held the study for too long."""
+    """Whether an error was caused by another process that locked the study for too long."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -87,8 +88,8 @@ def _log_ahead(connection: Any, _: Any) -> None:
 
 
 def check_study(config: SearchConfig, run: RunDir) -> None:
-    """Raises ConfigError for what `open_study` would find, before anything starts, and leaves no
-    study behind."""
+    """Raises the ConfigError that `open_study` would raise, before anything starts. Creates no
+    study."""
     if _begun(run):
         open_study(config, run, study_name(config, run))
     elif config.storage is not None:
@@ -96,10 +97,10 @@ def check_study(config: SearchConfig, run: RunDir) -> None:
 
 
 def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
-    """The run's study, made where the run has none yet.
+    """The run's study, created if the run has none yet.
 
-    Raises ConfigError where its storage cannot be opened or has lost it, or where it is another
-    run's: a copied folder names the study of its original.
+    Raises ConfigError if its storage cannot be opened or no longer has the study, or if the study
+    belongs to another run: a copied folder names the study of its original.
     """
     storage = open_storage(config, run)
     study = optuna.create_study(
@@ -107,16 +108,16 @@ def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
     )
     if config.storage is not None:
         owner = study.user_attrs.get("run", str(run.path))
-        if owner != str(run.path) and Path(owner).exists():  # else the folder was moved
+        if owner != str(run.path) and Path(owner).exists():  # otherwise the folder was moved
             raise ConfigError(
-                f"--resume: the study {name!r} in {config.storage} belongs to {owner}, of which "
-                f"{run.path} is a copy; go on with that one."
+                f"--resume: the study {name!r} in {config.storage} belongs to {owner}, and "
+                f"{run.path} is a copy of it; resume {owner}."
             )
         study.set_user_attr("run", str(run.path))
     if _begun(run) and not study.get_trials(deepcopy=False):
         raise ConfigError(
-            f"{config.storage or run.study_db} does not hold this run's study {name!r}, without "
-            "which its trials would be repeated; give the --storage that it began with."
+            f"{config.storage or run.study_db} does not contain this run's study {name!r}; without "
+            "it, all trials would be repeated. Give the --storage that the run started with."
         )
     return study
 
@@ -126,17 +127,18 @@ def _begun(run: RunDir) -> bool:
 
 
 def requeue_unfinished(study: optuna.Study) -> None:
-    """Lets the study ask again for trials that nobody works on any more.
+    """Makes the study ask again for trials that no process is working on any more.
 
-    Optuna keeps a trial's number and params while it is not finished, so the trial goes on as
-    itself. There is no public call for the way back from RUNNING.
+    Optuna keeps an unfinished trial's number and params, so the trial resumes under its own number.
+    There is no public call to go back from RUNNING to WAITING.
     """
     for trial in study.get_trials(deepcopy=False, states=(StudyState.RUNNING,)):
         study._storage.set_trial_state_values(trial._trial_id, StudyState.WAITING)
 
 
 def missing_events(study: optuna.Study, run: RunState) -> list[Event]:
-    """What the events lack of the study's finished trials: a kill may come between the two."""
+    """Events that are missing for the study's finished trials: a kill may come after the study was
+    written and before the event was."""
     missing: list[Event] = []
     for trial in study.get_trials(deepcopy=False):
         number, known = trial.number, trial.user_attrs

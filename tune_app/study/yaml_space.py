@@ -1,4 +1,4 @@
-"""Search space files: YAML (or Python) -> SearchSpace, with all their mistakes found at once.
+"""Search space files: YAML (or Python) -> SearchSpace, with all mistakes reported together.
 
     parameters:                                  # names are fields of TrialConfig
       lr: {space: loguniform, lower: 1.0e-4, upper: 1.0e-1}
@@ -11,9 +11,9 @@ Names and bounds are Ray Tune's: `uniform`, `loguniform` (lower, upper); `qunifo
 inclusive); `randint`, `lograndint` (integers, upper EXCLUSIVE); `qrandint` (multiples of q counted
 from lower, upper inclusive unless q is 1); `choice` (categories). `when` names values of other
 parameters, one or a list, all of which must hold; such a parent may itself have a `when`. For
-`init`, `where_possible` lists further categories, for searches that have tokens for them
-(`labels`: a classification's class names, `text`: --init-text). `prior` says where good values are
-expected (prior.py): {center: 1.0e-2, spread: 3} or weights of choices.
+`init`, `where_possible` lists further categories, for searches that can use them (`labels` needs a
+classification's class names, `text` needs --init-text). `prior` says where good values are expected
+(prior.py): {center: 1.0e-2, spread: 3} or weights of choices.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load_space(name_or_path: str) -> SearchSpace:
     A file.py without `:function` means its function `space`.
 
     Raises:
-        ConfigError: every mistake in it, each with the file and the key it stands at.
+        ConfigError: all mistakes in it, each with the file and the key.
     """
     head, _, function = name_or_path.partition(":")
     if head.endswith(".py") or function:
@@ -83,7 +83,8 @@ def load_space(name_or_path: str) -> SearchSpace:
 def shipped_spaces() -> dict[str, Path]:
     """Name -> file of the spaces that come with tune_app.
 
-    In a wheel they lie inside the package (pyproject.toml maps them there), in a checkout beside.
+    In a wheel they are inside the package (pyproject.toml maps them there), in a checkout next to
+    it.
     """
     inside = Path(str(importlib.resources.files("tune_app"))) / "search_spaces"
     folder = inside if inside.is_dir() else inside.parent.parent / "search_spaces"
@@ -91,7 +92,7 @@ def shipped_spaces() -> dict[str, Path]:
 
 
 class _Compiler:
-    """Compiles one file's content and gathers what is wrong with it."""
+    """Compiles one file's content and collects its mistakes."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -104,7 +105,7 @@ class _Compiler:
         sections = ("parameters", "fixed", "enqueue")
         for key in content:
             if key in _TYPES:
-                self.complain(str(key), "must stand below `parameters:` or `fixed:`.")
+                self.complain(str(key), "must be below `parameters:` or `fixed:`.")
             elif key not in sections:
                 self.complain(str(key), f"unknown.{did_you_mean(key, sections)}")
         specs = self._section(content, "parameters", dict)
@@ -127,7 +128,9 @@ class _Compiler:
         for both in sorted(parameters.keys() & fixed.keys()):
             self.complain(f"fixed.{both}", "is also a parameter; keep one of them.")
         if {"warmup_steps", "warmup_ratio"} <= parameters.keys() | fixed.keys():
-            self.complain("warmup_steps", "warmup_ratio would win over it; keep one of them.")
+            self.complain(
+                "warmup_steps", "warmup_ratio takes precedence over it; keep one of them."
+            )
         self._check_conditions(parameters)
         ordered = self._parents_first(parameters)
         space = SearchSpace(name, ordered, fixed, enqueue, text)
@@ -151,12 +154,12 @@ class _Compiler:
         values, mistakes = convert_fields(TrialConfig, mapping, label=lambda name: f"{key}.{name}")
         self.messages += [f"{self.file}: {mistake}" for mistake in mistakes]
         scheduler = values.get("scheduler", "linear")
-        if scheduler not in SCHEDULER_ARGUMENTS:  # here already, beside the other misspellings
+        if scheduler not in SCHEDULER_ARGUMENTS:  # now, along with the other misspellings
             self.complain(f"{key}.scheduler", one_of(scheduler, SCHEDULER_ARGUMENTS))
         return values
 
     def _parameter(self, written: str, spec: Any) -> Parameter | None:
-        """The parameter without its place in the order; None if something is wrong with it."""
+        """The parameter; None if something is wrong with it."""
         name, where = written.replace("-", "_"), f"parameters.{written}"
         if name not in _TYPES:
             self.complain(where, f"unknown.{did_you_mean(name, _TYPES)}")
@@ -176,7 +179,7 @@ class _Compiler:
             )
         missing = [k for k in _KINDS[kind] if k not in spec]
         for key in missing:
-            self.complain(f"{where}.{key}", f"is missing; {kind} needs it.")
+            self.complain(f"{where}.{key}", f"missing; {kind} needs it.")
         when = self._when(spec.get("when"), where)
         if missing or name not in _TYPES:
             return None
@@ -268,11 +271,11 @@ class _Compiler:
             for parent, allowed in parameter.when.items():
                 where = f"parameters.{parameter.name}.when.{parent}"
                 if parent not in parameters:
-                    # without mistakes elsewhere it is not one of the space's parameters at all
+                    # with a mistake in that parameter, it may just not have been compiled
                     if not any(f"parameters.{parent}" in message for message in self.messages):
                         self.complain(
                             where,
-                            f"is no parameter of this space.{did_you_mean(parent, parameters)}",
+                            f"not a parameter of this space.{did_you_mean(parent, parameters)}",
                         )
                     continue
                 for value in allowed:
@@ -287,7 +290,7 @@ class _Compiler:
         def place(name: str, path: tuple[str, ...]) -> None:
             if name in path:
                 circle = " needs ".join([*path[path.index(name) :], name])
-                self.complain(f"parameters.{name}.when", f"goes round in a circle: {circle}.")
+                self.complain(f"parameters.{name}.when", f"is circular: {circle}.")
             elif name in parameters and name not in ordered:
                 for parent in parameters[name].when:
                     place(parent, (*path, name))
@@ -298,7 +301,7 @@ class _Compiler:
         return tuple(ordered.values())
 
     def _check_values(self, space: SearchSpace) -> None:
-        """Bounds and choices that TrialConfig refuses, alone and two together."""
+        """Bounds and choices that TrialConfig refuses, alone or in pairs."""
         base = TrialConfig()
         for i, entry in enumerate(space.enqueue):
             for message in space.trial_config(entry, base).check():
@@ -306,13 +309,13 @@ class _Compiler:
         corners = [(p.name, value) for p in space.parameters for value in _corners(p.distribution)]
         pairs = itertools.combinations(corners, 2)
         wanted = [dict([corner]) for corner in corners] + [dict(pair) for pair in pairs]
-        refused: dict[str, str] = {}  # parameter -> the first message, which stands for the rest
+        refused: dict[str, str] = {}  # parameter -> the first message; the others are like it
         for values in wanted:
             for name, message in _refused(space, base, values):
                 refused.setdefault(name, message)
         for name, message in refused.items():
             if "does not take it" in message:
-                message += " Bind it with `when: {scheduler: ...}`."
+                message += " Restrict it with `when: {scheduler: ...}`."
             self.complain(f"parameters.{name}", message)
 
 
@@ -340,7 +343,8 @@ def _corners(distribution: BaseDistribution) -> list[Any]:
 def _refused(
     space: SearchSpace, base: TrialConfig, wanted: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    """(parameter, what TrialConfig says) at a point with the wanted values, conditions met."""
+    """(parameter, TrialConfig's message) at a point that has the wanted values and meets all
+    conditions."""
     targets = dict(wanted)
     for parameter in reversed(space.parameters):  # children before their parents
         if parameter.name in targets:

@@ -37,7 +37,7 @@ class Population(FIFOScheduler):
       version restarts every actor in every round, and deadlocks if the last trial to report fails;
     - whom a trial clones, and the changes, follow from the seed and the losses. Ray's draws from
       the global generators;
-    - the hosts save what trials have trained (`kept_state`), so nothing passes through Ray;
+    - the hosts save what trials have trained (`population_state`), so nothing passes through Ray;
     - the documented default continues as itself, whatever its rank: the answer is stated against
       it.
 
