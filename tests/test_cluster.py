@@ -15,13 +15,16 @@ pytestmark = pytest.mark.slow
 SEARCH = [sys.executable, "-m", "tune_app.search", "--backbone", "local", "--trials", "4"]
 SHORT = ["--steps", "4", "--batch-size", "2", "--confirm", "0", "--scheduler", "none"]
 
+# Two nodes, and on them the same command for each folder at the same time.
 TWO_NODES = """
 import subprocess, sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 cluster.add_node(num_cpus=2)
+folders, command = sys.argv[1:3], [*sys.argv[3:], "--address", cluster.address]
 try:
-    sys.exit(subprocess.run([*sys.argv[1:], "--address", cluster.address]).returncode)
+    searches = [subprocess.Popen([*command, "--out", folder]) for folder in folders]
+    sys.exit(max([search.wait() for search in searches]))
 finally:
     cluster.shutdown()
 """
@@ -50,13 +53,20 @@ def test_two_hosts_on_one_machine(tmp_path: Path) -> None:
     check_two_hosts_shared(run)
 
 
-def test_one_host_on_each_node_of_a_ray_cluster(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_two_searches_on_one_cluster_each_have_a_host_on_each_node(tmp_path: Path) -> None:
+    """Their hosts have the same names, so each search keeps them in a namespace of its own."""
+    runs = [tmp_path / name for name in "ab"]
 
     subprocess.run(
-        [sys.executable, "-c", TWO_NODES, *SEARCH, *SHORT, "--out", str(run)],
+        [sys.executable, "-c", TWO_NODES, *map(str, runs), *SEARCH, *SHORT],
         check=True,
-        timeout=180,
+        timeout=240,
     )
 
-    check_two_hosts_shared(run)
+    for run in runs:
+        check_two_hosts_shared(run)
+    began, ended = (
+        [event["time"] for run in runs for event in events(run) if event["event"] == kind]
+        for kind in ("search_started", "search_ended")
+    )
+    assert max(began) < min(ended), "they did not run at the same time"
