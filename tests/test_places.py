@@ -1,20 +1,28 @@
 """Machines where the usual places will not do: a long TMPDIR, a home that cannot be written, a
-folder that is nobody's, a study that another process holds."""
+folder that is nobody's, a study that another process holds, a full disk, another working folder."""
 
 from __future__ import annotations
 
+import re
+import resource
+import shutil
 import sqlite3
+from contextlib import chdir
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy
 
+from tests.trained import flags
+from tune_app.apply import cli as apply
+from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search import cli
 from tune_app.search.ray_tune.places import ways_round
 from tune_app.study import storage
+from tune_app.train import cli as training
 
 
 @pytest.fixture
@@ -83,3 +91,82 @@ def test_a_study_that_is_held_is_waited_for_then_one_line(
     assert "Traceback" not in said
     holder.rollback()
     assert study.ask().number == 0  # nothing is lost
+
+
+# ------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a search, started in another folder with paths as seen from there."""
+    folder = tmp_path_factory.mktemp("finished")
+    given = [word.replace(f"{folder}/", "") for word in flags(folder)]
+    given += ["--executor=in-process", "--scheduler=none", "--trials=2", "--confirm=0"]
+    with chdir(folder):
+        assert cli.main([*given, "--steps=4", "--out=run"]) == 0
+    return folder / "run"
+
+
+MADE = {"trials.csv", "history.csv", "importance.csv", "best.yaml", "summary.txt", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("room", "lost"),
+    [
+        (100_000, {"report.html"}),
+        (0, {"prompts", *MADE}),
+    ],
+)
+def test_a_full_disk_takes_no_answer_and_each_lost_file_is_named(
+    room: int, lost: set[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a disk with that much room: the kernel lets no file grow beyond it."""
+    run = RunDir(shutil.copytree(finished, tmp_path / "run"))
+    for name in MADE:
+        (run.path / name).unlink(missing_ok=True)
+    shutil.rmtree(run.prompts)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        assert cli.show_results(run) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    said = capsys.readouterr()
+    assert "the documented default has finished. It reaches loss" in " ".join(said.out.split())
+    named = re.findall(r"^not written: (\S+): .*File too large", said.err, re.MULTILINE)
+    assert sorted(named) == sorted(lost)
+    assert "Traceback" not in said.err
+    there = {p.relative_to(run.path).parts[0] for p in run.path.rglob("*") if p.is_file()}
+    assert not there & lost
+    assert {"prompts", *MADE} - {"importance.csv"} - lost <= there
+    assert not list(run.path.rglob("*.tmp"))
+
+
+# ---------------------------------------------------------------------------------- another folder
+
+
+def test_a_run_is_found_and_gone_on_with_from_any_folder(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDir(shutil.copytree(finished, tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    data = finished.parent
+
+    assert cli.main(["--resume=run", "--trials=3"]) == 0
+    # A copy of the file under another name is the same data.
+    shutil.copy(data / "train.csv", tmp_path / "copy.csv")
+    assert cli.main(["--resume=run", "--trials=3", "--train=copy.csv"]) == 0
+    (tmp_path / "copy.csv").write_text((data / "train.csv").read_text() + "one more,bird\n")
+    assert cli.main(["--resume=run", "--trials=4", "--train=copy.csv"]) == 2
+    assert "the data have changed since the run began" in capsys.readouterr().err
+    assert load(run).trials["status"].tolist() == ["finished"] * 3
+
+    assert apply.main(["run", "--evaluate", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("test: loss ")
+    assert said.err == ""
+    assert training.main(["--config=run/best.yaml", "--out=again", "--quiet"]) == 0
