@@ -147,7 +147,7 @@ def test_the_interval_misses_no_more_often_than_it_says(seeds: int, share: float
 def test_pseudo_values_of_a_mean_are_the_rows_and_of_f1_its_standard_error():
     losses = [0.5, 1.5, 4.0]
     rows = [{"loss": loss, "targets": 1} for loss in losses]
-    assert test_rows.pseudo_values(rows, OBJECTIVES["loss"].figure) == pytest.approx(losses)
+    assert test_rows.pseudo_values(rows, OBJECTIVES["loss"].value) == pytest.approx(losses)
 
     generator = np.random.default_rng(1)
     labels = generator.integers(0, 3, 400)

@@ -145,7 +145,7 @@ def test_another_model_is_refused(run, tmp_path):
     assert "llama, hidden size 32, 2 blocks" in said
     assert "llama, hidden size 64, 2 blocks" in said
     other = write_tiny_model("llama", tmp_path / "other", vocab=2050)
-    assert "differs in other entries" in _mistakes(run.path, "--model", other, "--prompt=wing")
+    assert "other entries differ" in _mistakes(run.path, "--model", other, "--prompt=wing")
 
 
 def test_the_same_model_elsewhere_is_taken_and_another_training_noted(run, tmp_path, capsys):

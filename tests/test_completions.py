@@ -90,7 +90,7 @@ def test_a_long_row_loses_its_prompts_beginning_first_and_this_is_said(tmp_path,
             else:
                 assert (len(prompt), len(completion)) == (1, 11)
     assert any(
-        "their prompts were cut at the beginning, 10 completions at the end" in n
+        "lost the beginning of their prompt, and 10 the end of the completion" in n
         for n in data.notes
     )
 

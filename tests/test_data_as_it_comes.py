@@ -110,9 +110,9 @@ def test_json_is_an_array_or_a_row_a_line(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{\n "data": []\n}\n', "one JSON object over several lines; give an array"),
-        ('["a", "b"]', "item 1 of the array is no JSON object"),
-        ('{"text": "a", "label": "x"}\n7\n', "line 2 is no JSON object"),
+        ('{\n "data": []\n}\n', "one JSON object over several lines; must be an array"),
+        ('["a", "b"]', "a JSON object, item 1 of the array is not"),
+        ('{"text": "a", "label": "x"}\n7\n', "a JSON object, line 2 is not"),
     ],
 )
 def test_json_of_another_shape_is_refused_with_what_to_do(content, expected, tmp_path):
@@ -138,7 +138,7 @@ def test_a_question_is_a_header_where_its_column_never_repeats_it(tmp_path):
     read = read_texts(path, CLASSES)
     assert (len(read.texts), set(read.labels)) == (60, {"a", "b"})
     assert (
-        "the first line is taken for column names, since column 'Rating' repeats" in read.notes[0]
+        "the first line is used as column names, because column 'Rating' repeats" in read.notes[0]
     )
     assert "text is column 'What did you think of it?', label is column 'Rating'" in read.notes[1]
 
@@ -157,7 +157,7 @@ def test_a_list_is_no_label(tmp_path):
     path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": ["a", "c"]}\n')
     said = refusal(str(path))
     assert "the label is a list or an object in rows 2" in said
-    assert "a row has one label" in said
+    assert "a row must have one label" in said
 
 
 def test_classes_nearly_as_many_as_rows_are_remarked(tmp_path, tokenizer):
@@ -188,8 +188,8 @@ def test_a_class_of_a_single_row_is_trained_on_and_said_to_be_missing(tmp_path, 
     path = write(tmp_path / "once.csv", [*rows_of("ab"), ["only here", "c"]])
     data = load_task_data(SearchConfig(train=path), tokenizer)
     assert counts(data, "train")["c"] == 1
-    assert "valid has no row of class 'c'" in data.notes
-    assert "test has no row of class 'c'" in data.notes
+    assert "valid has no rows of class 'c'" in data.notes
+    assert "test has no rows of class 'c'" in data.notes
 
 
 def test_trials_are_compared_on_a_sample_whatever_the_order_of_the_file(tmp_path, tokenizer):
@@ -202,9 +202,7 @@ def test_trials_are_compared_on_a_sample_whatever_the_order_of_the_file(tmp_path
         assert Counter(data.judged.labels_N.tolist()) == {0: 25, 1: 25}
         assert data.summary.constant["judged"] == 0.5
         assert data.summary.judged == 50
-        assert "trials are compared on 50 of 400 valid rows, each class with its share" in str(
-            data.notes
-        )
+        assert "trials are compared on 50 of 400 valid rows, stratified by class" in str(data.notes)
         judged.append(data.judged.fingerprint())
     assert judged[0] == judged[1]
     whole = load_task_data(SearchConfig(train=train, valid=valid, eval_rows=400), tokenizer)

@@ -127,9 +127,9 @@ def test_weights_in_pieces(ask: Ask) -> None:
     [
         ("somebody/nothing", "there is no folder 'somebody/nothing' here, and no such model at"),
         ("somebody/gated", "'somebody/gated' is gated: accept its terms at "),
-        ("somebody/ggufs", "has none of model.safetensors, "),
+        ("somebody/ggufs", "must have one of model.safetensors, "),
         ("./nothing", "there is no folder './nothing'."),
-        ("a/b/c", "'a/b/c' is neither demo, nor a folder, nor a name"),
+        ("a/b/c", "must be demo, a model's folder or a hub name (organisation/name), got 'a/b/c'"),
     ],
 )
 def test_what_cannot_be_fetched_has_one_line(name: str, said: str, ask: Ask) -> None:
@@ -141,13 +141,13 @@ def test_what_cannot_be_fetched_has_one_line(name: str, said: str, ask: Ask) -> 
 
 def test_a_hub_that_does_not_answer(ask: Ask) -> None:
     message = ask(NAME, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "it cannot be fetched from http://127.0.0.1:9: Connect" in message
+    assert "it cannot be downloaded from http://127.0.0.1:9: Connect" in message
     message = ask(NAME, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE forbids to fetch it" in message
+    assert "HF_HUB_OFFLINE is set" in message
 
 
 def test_a_folder_has_no_revision(ask: Ask) -> None:
-    assert ask("demo", "v1") == "--revision: is for a model on a hub, and 'demo' is none."
+    assert ask("demo", "v1") == "--revision: only for a model on a hub, got --model 'demo'."
 
 
 @pytest.mark.slow
@@ -163,5 +163,5 @@ def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Nothing has been started." in done.stdout
-    assert f"fetching {NAME} from {hub.url} ..." in done.stderr
+    assert f"downloading {NAME} from {hub.url} ..." in done.stderr
     assert any(hub.commit(NAME, "v1") in request for request in hub.requests)

@@ -165,19 +165,19 @@ def without(word: str) -> Callable[[dict], dict]:
 
 def test_a_missing_block(llama: Path) -> None:
     change_weights(llama, without("layers.1."))
-    assert "lacks 9 of the 21 weights of its llama model: model.layers.1.input" in mistake_in(llama)
+    assert "lacks 9 of the 21 weights of a llama model: model.layers.1.input" in mistake_in(llama)
 
 
 def test_names_with_a_prefix(llama: Path) -> None:
     change_weights(llama, lambda weights: {f"module.{k}": v for k, v in weights.items()})
     message = mistake_in(llama)
     assert "lacks 21 of the 21" in message
-    assert "It has them as module.*: save the model itself" in message
+    assert "It has them as module.*; save the model itself" in message
 
 
 def test_a_missing_head(tmp_path: Path) -> None:
     folder = save(model_of("llama", **GOOD["llama"][0]).model, tmp_path / "model")
-    assert "lm_head.weight. It was saved without its head: save the whole LlamaFor" in mistake_in(
+    assert "lm_head.weight. It was saved without its head; save the whole LlamaFor" in mistake_in(
         folder
     )
 
@@ -193,7 +193,7 @@ def test_a_missing_head(tmp_path: Path) -> None:
 def test_weights_that_the_model_would_ignore(name: str, llama: Path) -> None:
     """A block, a bias or a norm more than config.json has: another model than the one saved."""
     change_weights(llama, lambda weights: weights | {name: torch.ones(32)})
-    assert f"has 1 weights that a llama model of its config.json does not use: {name}" in (
+    assert f"has 1 weights that the llama model of config.json does not use: {name}" in (
         mistake_in(llama)
     )
 
@@ -210,24 +210,24 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 526
 def test_a_git_lfs_pointer(name: str, llama: Path) -> None:
     (llama / name).write_text(POINTER)
     message = mistake_in(llama)
-    assert f"has Git LFS pointers in place of files: {name}." in message
+    assert f"has Git LFS pointers instead of files: {name}." in message
     assert "git lfs pull" in message
 
 
 def test_a_cut_file(llama: Path) -> None:
     os.truncate(llama / "model.safetensors", 99_999)
-    assert "is cut short: it has 99,999 bytes, its header says " in mistake_in(llama)
+    assert "is cut short: it has 99,999 bytes, but should have " in mistake_in(llama)
     os.truncate(llama / "model.safetensors", 99)
-    assert "is not a safetensors file, or damaged" in mistake_in(llama)
+    assert "is damaged or not a safetensors file" in mistake_in(llama)
     os.truncate(llama / "model.safetensors", 0)
-    assert "is not a safetensors file, or damaged" in mistake_in(llama)
+    assert "is damaged or not a safetensors file" in mistake_in(llama)
 
 
 def test_a_cut_bin_file(llama: Path) -> None:
     as_bin(llama, load_file(llama / "model.safetensors"))
     assert mistakes_in(llama) == []
     os.truncate(llama / "pytorch_model.bin", 99_999)
-    assert "is not a file of weights, or cut short. Save the model as" in mistake_in(llama)
+    assert "is cut short or does not contain weights. Save the model as" in mistake_in(llama)
 
 
 def as_bin(folder: Path, content: Any) -> None:
@@ -242,7 +242,7 @@ class Harmful:
 
 def test_a_bin_file_runs_no_code(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_bin(llama, load_file(llama / "model.safetensors") | {"extra": Harmful()})
-    assert "holds more than tensors, which could run code, and is not read" in mistake_in(llama)
+    assert "contains more than tensors; that could run code, so it is not read" in mistake_in(llama)
     assert capsys.readouterr().out == ""
     with pytest.raises(Exception, match="eights"):
         AutoModelForCausalLM.from_pretrained(llama)
@@ -252,7 +252,7 @@ def test_a_bin_file_runs_no_code(llama: Path, capsys: pytest.CaptureFixture[str]
 def test_a_missing_piece(tmp_path: Path) -> None:
     folder = save(model_of("llama", **GOOD["llama"][0]), tmp_path / "model", max_shard_size="100KB")
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert "names 3 files, of which 1 are missing: model-00002-of-00003" in mistake_in(folder)
+    assert "lists 3 files, of which 1 are missing: model-00002-of-00003" in mistake_in(folder)
 
 
 def test_no_weights(llama: Path) -> None:
@@ -269,12 +269,12 @@ def test_no_weights(llama: Path) -> None:
         (transformers.BartConfig(), "an encoder-decoder model (type 'bart')"),
         (transformers.BertConfig(), "an encoder (type 'bert')"),
         (transformers.ModernBertConfig(), "an encoder (type 'modernbert')"),
-        (transformers.ViTConfig(), "no causal language model (type 'vit')"),
+        (transformers.ViTConfig(), "not a causal language model (type 'vit')"),
     ],
 )
 def test_another_kind_of_model(config: Any, kind: str, llama: Path) -> None:
     config.save_pretrained(llama)
-    assert f"is {kind}; prompts are tuned for causal language models" in mistake_in(llama)
+    assert f"is {kind}; must be a causal language model" in mistake_in(llama)
 
 
 def test_blocks_where_no_family_has_them(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_tokens_without_an_embedding(tmp_path: Path) -> None:
     folder = write_tiny_model("llama", tmp_path / "model", vocab=2000)
     shutil.copy(model_folder("demo") / "tokenizer.json", folder)
     message = mistake_in(folder)
-    assert "its tokenizer has 2048 tokens, its model embeddings for 2000; " in message
+    assert "its tokenizer has 2048 tokens, but its model has embeddings for 2000; " in message
 
 
 def test_special_tokens_that_no_text_has(llama: Path) -> None:

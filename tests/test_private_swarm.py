@@ -237,7 +237,7 @@ def test_unusable_model_folder(tmp_path, spoil, message):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="must be a folder"):
         PrivateSwarm(tmp_path / "nowhere")
 
 

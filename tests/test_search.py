@@ -99,7 +99,7 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--train", "empty.csv"], "is empty"),
         (["--train", "one_class.csv"], "at least two classes"),
         (["--train", "good.csv", "--label-column", "stars"], "stars"),
-        (["--train", "good.csv", "--valid", "other.csv"], "labels that good.csv lacks: 'z'"),
+        (["--train", "good.csv", "--valid", "other.csv"], "labels that are not in good.csv: 'z'"),
         (["--model", "no_config"], "has no config.json"),
         (["--model", "gpt2_folder"], "weights of its gpt2 model: "),
         (["--model", "gpt2_folder", "--backbone", "local"], "weights of its gpt2 model: "),

@@ -81,8 +81,8 @@ def messages_of(config: SearchConfig, tokenizer) -> list[str]:
     [
         ({"task": "clasification"}, "--task: must be one of classification, causal-lm, regression"),
         ({"task": "clasification"}, "Did you mean 'classification'?"),
-        ({"task": "causal-lm", "label_column": "y", "train": "x.csv"}, "learns from text alone"),
-        ({"task": "regression"}, "no built-in data; give --train"),
+        ({"task": "causal-lm", "label_column": "y", "train": "x.csv"}, "which has no labels"),
+        ({"task": "regression"}, "no built-in data"),
     ],
 )
 def test_a_task_and_its_settings_are_checked(values, expected):
@@ -143,9 +143,9 @@ def test_classification_equals_hugging_face():
 def test_accuracy_counts_the_rows_whose_own_class_scores_highest():
     logits_BC = torch.tensor([[0.1, 2.0], [3.0, 1.0], [0.0, 1.0]])
     _, sums = classification.loss_sum(logits_BC, torch.tensor([1, 1, 1]))
-    figures = classification.CLASSIFICATION.figures(0.0, sums)
+    metrics = classification.CLASSIFICATION.metrics(0.0, sums)
     # Class 0, which no row is but one was called, has an F1 of 0; class 1 one of 0.8.
-    assert figures == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx(0.4)}
+    assert metrics == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx(0.4)}
 
 
 def test_regression_equals_hugging_face():
@@ -236,7 +236,7 @@ def test_valid_and_test_are_a_tenth_each_where_not_given(tmp_path, tokenizer):
     assert not train & valid
     assert not train & test
     assert not valid & test
-    assert sum("rows are taken for it" in note for note in data.notes) == 2
+    assert sum("of the training rows for it" in note for note in data.notes) == 2
     again = load_task_data(SearchConfig(train=path, seed=5), tokenizer)
     assert again.fingerprint == data.fingerprint
 
@@ -258,7 +258,7 @@ def test_given_splits_are_kept_and_repeated_rows_counted(tmp_path, tokenizer):
     )
     data = load_task_data(config, tokenizer)
     assert (len(data.train), len(data.valid), len(data.test)) == (40, 10, 10)
-    assert data.notes[0] == "3 valid rows are in train too"
+    assert data.notes[0] == "3 valid rows are also in train"
     assert [note for note in data.notes[1:] if "demo model" not in note] == []
     assert data.class_names == ("a", "b")
     assert data.train.batch([0, 1]).labels.tolist() == [0, 1]
@@ -337,7 +337,7 @@ def test_too_few_texts_and_splits_without_train(tmp_path, tokenizer):
     few = SearchConfig(train=write_rows(tmp_path / "train.csv", 2))
     assert "at least 3 different texts" in messages_of(few, tokenizer)[0]
     (message,) = messages_of(replace(few, train=None, valid=few.train), tokenizer)
-    assert "--valid without --train" in message
+    assert "--valid: needs --train as well" in message
 
 
 def test_texts_too_short_to_predict_anything_are_dropped(tmp_path, tokenizer):

@@ -99,7 +99,7 @@ def test_a_task_of_ones_own_trains_reports_and_is_applied(
         loss="standard deviations",
         metric="hits",
         loss_sum=_absolute_error,
-        figures=lambda loss, sums: {"hits": sums["within"] / sums["targets"]},
+        metrics=lambda loss, sums: {"hits": sums["within"] / sums["targets"]},
         constant=None,
         petals_class="",
     )

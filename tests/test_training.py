@@ -168,7 +168,7 @@ def test_test_metrics_use_the_whole_test_split(tiny, tiny_data):
     names = {name for row in rows for name in row}
     total = {name: sum(row.get(name, 0) for row in rows) for name in names}
     for name in data.task.objectives:
-        assert OBJECTIVES[name].figure(total) == pytest.approx(metrics[f"test_{name}"])
+        assert OBJECTIVES[name].value(total) == pytest.approx(metrics[f"test_{name}"])
 
 
 def test_the_rows_of_a_language_model_add_up_over_tokens(tiny, tiny_data):
@@ -178,7 +178,7 @@ def test_the_rows_of_a_language_model_add_up_over_tokens(tiny, tiny_data):
     total = {name: sum(row[name] for row in rows) for name in ("loss", "targets")}
     assert len(rows) == len(data.test)
     for name in data.task.objectives:
-        assert OBJECTIVES[name].figure(total) == pytest.approx(metrics[f"test_{name}"])
+        assert OBJECTIVES[name].value(total) == pytest.approx(metrics[f"test_{name}"])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -77,7 +77,7 @@ WRONG = {
     # data
     f"{LOCAL} --valid good.csv": "--valid: needs --train",
     f"{LOCAL} --text-column text": "is for your own data",
-    f"{LOCAL} --task causal-lm --label-column label": "--label-column: --task causal-lm",
+    f"{LOCAL} --task causal-lm --label-column label": "--label-column: not with --task causal-lm",
     f"{LOCAL} --train nowhere.csv": "--train: there is no file",
     f"{LOCAL} --train empty": "empty",
     f"{LOCAL} --train empty.csv": "is empty",
@@ -85,7 +85,7 @@ WRONG = {
     f"{LOCAL} --train torn.parquet": "torn.parquet",
     f"{LOCAL} --train torn.jsonl": "torn.jsonl",
     f"{LOCAL} --train one_class.csv": "at least two classes",
-    f"{DATA} --valid strange.csv": "labels that good.csv lacks",
+    f"{DATA} --valid strange.csv": "labels that are not in good.csv",
     f"{DATA} --label-column stars": "stars",
     f"{DATA} --text-column body": "body",
     f"{LOCAL} --train text.txt": "text.txt",

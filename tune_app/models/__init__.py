@@ -1,7 +1,7 @@
 """A frozen causal language model as a folder and its parts.
 
-The classes for a training loop of one's own are in a room further down, since they need backbones;
-here is where people look for them. Nothing is loaded before one is asked for.
+The classes for your own training loop are in `tune_app.train`, because they need backbones, but
+people look for them here. They are only loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether a folder holds a causal language model that can be used, found before anything starts.
+"""Checks, before anything starts, that a folder has a causal language model that can be used.
 
-transformers fills weights that it does not find with random numbers, and a server that misses a
-file looks for it on the network. So config, weight files (up to their headers) and tokenizer are
-checked first, for both backbones. This module imports neither torch nor transformers; what only
-they can tell is asked in `weights.py`.
+transformers fills missing weights with random numbers, and a server that misses a file looks for it
+on the network. So config, weight files (their headers) and tokenizer are checked first, for both
+backbones. This module imports neither torch nor transformers; checks that need them are in
+`weights.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tune_app.models.folder import model_folder
 
-# Where transformers looks for weights, in its order.
+# Where transformers looks for weights, in this order.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -31,10 +31,10 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_checkpoint(folder: Path, mistakes: list[str]) -> int:
-    """Number of the model's blocks; 0 with what is wrong with the folder appended to `mistakes`.
+    """Number of the model's blocks; 0 if there are mistakes, which are appended to `mistakes`.
 
-    Takes a few seconds for a model that was not seen before: its weights' names and shapes are
-    compared with what transformers expects of its family.
+    Takes a few seconds for a model that is new: the names and shapes of its weights are compared
+    with what transformers expects of its family.
     """
     found = check_files(folder)
     blocks = 0
@@ -45,18 +45,18 @@ def check_checkpoint(folder: Path, mistakes: list[str]) -> int:
 
 
 def was_checked(folder: Path) -> bool:
-    """Whether this very folder was found good before, so that a check takes no time."""
+    """Whether this folder has passed the check before, so that checking again takes no time."""
     return _remembered(folder) > 0
 
 
 def check_files(folder: Path) -> list[str]:
-    """All that is wrong with the files themselves: missing, cut, pointers, not a model's."""
+    """All that is wrong with the files: missing, cut short, LFS pointers, or not a model's."""
     if not folder.is_dir():
-        return [f"{_at(folder)} is not a folder; a model's has config.json, weights and tokenizer."]
+        return [f"{_at(folder)} must be a folder with config.json, weights and tokenizer."]
     if pointers := _pointers(folder):
         return [
-            f"{_at(folder)} has Git LFS pointers in place of files: {', '.join(pointers)}. Run "
-            "`git lfs pull` there, or fetch the files anew."
+            f"{_at(folder)} has Git LFS pointers instead of files: {', '.join(pointers)}. Run "
+            "`git lfs pull` there, or download the files again."
         ]
     config, mistakes = _config(folder)
     if mistakes:
@@ -64,7 +64,7 @@ def check_files(folder: Path) -> list[str]:
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "unknown")
         mistakes.append(
-            f"{_at(folder)} has quantized weights ({method}), which are not supported: take the "
+            f"{_at(folder)} has quantized weights ({method}), which are not supported; use the "
             "model that they were made from."
         )
     try:
@@ -81,19 +81,19 @@ def _config(folder: Path) -> tuple[dict[str, Any], list[str]]:
     if not file.is_file():
         what = "has no config.json"
         if (folder / "adapter_config.json").is_file():
-            what = "is a PEFT adapter, not a model: merge it into its base model and save that"
+            what = "is a PEFT adapter, not a model; merge it into its base model and save that"
         return {}, [f"{_at(folder)} {what}."]
     try:
         config = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         return {}, [f"{file} is not valid JSON: {error}."]
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        return {}, [f"{file} must name a model_type, such as llama or qwen3; it names none."]
+        return {}, [f"{file} must have a model_type, such as llama or qwen3."]
     return config, []
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads the weights from. ValueError where some are missing."""
+    """The files that transformers reads the weights from. Raises ValueError if any is missing."""
     first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
         others = [file.name for file in sorted(folder.iterdir()) if file.suffix in _OTHER_FORMATS]
@@ -108,7 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{first} names {len(names)} files, of which {len(missing)} are missing: "
+            f"{first} lists {len(names)} files, of which {len(missing)} are missing: "
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
         )
     return [folder / name for name in names]
@@ -118,7 +118,8 @@ _OTHER_FORMATS = (".gguf", ".h5", ".msgpack", ".onnx", ".pth", ".pt", ".ckpt")
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a safetensors file's tensors. ValueError where it is damaged or cut."""
+    """The shapes of a safetensors file's tensors. Raises ValueError if it is damaged or cut
+    short."""
     size = file.stat().st_size
     with file.open("rb") as content:  # 8 bytes: length of the JSON header that follows
         length = int.from_bytes(content.read(8), "little")
@@ -130,18 +131,18 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
             ends = [tensor["data_offsets"][1] for tensor in header.values()]
             shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{file} is not a safetensors file, or damaged: {error}.") from error
+            raise ValueError(f"{file} is damaged or not a safetensors file: {error}.") from error
     whole = 8 + length + max(ends, default=0)
     if size != whole:
         raise ValueError(
-            f"{file} is cut short: it has {size:,} bytes, its header says {whole:,}. Copy or fetch "
-            "it again."
+            f"{file} is cut short: it has {size:,} bytes, but should have {whole:,}. Copy or "
+            "download it again."
         )
     return shapes
 
 
 def _pointers(folder: Path) -> list[str]:
-    """Files of which git has fetched the description only (they are of some 130 bytes)."""
+    """Files for which git has fetched only a pointer (about 130 bytes)."""
     found = []
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.stat().st_size < 1024 and _begins(file).startswith(_LFS_POINTER):
@@ -154,14 +155,14 @@ def _begins(file: Path) -> bytes:
         return content.read(len(_LFS_POINTER))
 
 
-# ------------------------------------------------------------------ what transformers has to tell
+# -------------------------------------------------------------- checks that need transformers
 
 
 def _compared(folder: Path) -> tuple[int, list[str]]:
-    """(blocks, mistakes) of `weights.compare`, remembered where there are no mistakes.
+    """(blocks, mistakes) of `weights.compare`, remembered if there are no mistakes.
 
-    In a process of its own where torch is not loaded yet: it would stay for as long as a search
-    runs, with some 300 MB.
+    Runs in a separate process unless torch is loaded already: torch would otherwise take about
+    300 MB for as long as the search runs.
     """
     if blocks := _remembered(folder):
         return blocks, []
@@ -173,16 +174,17 @@ def _compared(folder: Path) -> tuple[int, list[str]]:
         blocks, mistakes = _in_a_process(folder)
     if not mistakes:
         known = _memory(folder)
-        with suppress(OSError):  # a home that cannot be written to costs the seconds again
+        with suppress(OSError):  # if the home cannot be written to, it takes these seconds again
             known.parent.mkdir(parents=True, exist_ok=True)
             known.write_text(str(blocks))
     return blocks, mistakes
 
 
 def _remembered(folder: Path) -> int:
-    """The blocks of a folder that was found good before; 0 of any other.
+    """The blocks of a folder that has passed before; 0 otherwise.
 
-    The demo model was when it was made: a test holds that, and the default command starts sooner.
+    The demo model counts as passed (a test ensures that), so that the default command starts
+    sooner.
     """
     if folder == model_folder("demo"):
         return int(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
@@ -209,7 +211,7 @@ def _in_a_process(folder: Path) -> tuple[int, list[str]]:
 
 
 def _memory(folder: Path) -> Path:
-    """Where it is kept that this very folder was found good by this version of transformers."""
+    """The file that records that this folder has passed with this version of transformers."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     told = [importlib.metadata.version("transformers")]
     for file in sorted(folder.iterdir()):

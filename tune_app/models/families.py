@@ -1,8 +1,8 @@
 """Which families were compared with transformers' whole models, and the comparison of any other.
 
-benchmarks/family_table.py compares those of the table with everything, real servers included. A
-model of another type is compared when its folder is first seen, on a few tokens: equal outputs are
-not enough, since gradients may differ all the same.
+benchmarks/family_table.py compares those of the table in every way, real servers included. A model
+of another type is compared on a few tokens when its folder is first used. Gradients are compared
+too, because they may differ even if outputs are equal.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ TRIED = frozenset(
         "starcoder2",
     }
 )
-# Of a model with larger weight files the first block alone is compared.
+# If the weight files are larger, only the first block is compared.
 _WHOLE_BYTES = 2 * 2**30
-# Of the largest number; another order of the same sums makes 1e-6.
+# Relative to the largest number; summing in another order gives 1e-6.
 _TOLERANCE = 1e-4
 _TOKENS, _PROMPT = 12, 3
 
@@ -66,11 +66,11 @@ Run = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def check_family(folder: Path) -> None:
-    """Raises ConfigError where prompts for a model of the folder's type would be trained wrongly.
+    """Raises ConfigError if prompts for a model of the folder's type would be trained wrongly.
 
-    Nothing is computed for a family of the table, or one that was found right before by this
-    version of transformers (noted in the user's cache folder). Otherwise loads up to two gigabytes
-    of weights, in float32.
+    Nothing is computed for a family of the table, or one that has passed before with this version
+    of transformers (noted in the user's cache folder). Otherwise loads up to two gigabytes of
+    weights, in float32.
     """
     family = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
     note = _note(family)
@@ -80,11 +80,11 @@ def check_family(folder: Path) -> None:
     wrong = [f"{name} by {ratio:.1e}" for name, ratio in apart.items() if not ratio <= _TOLERANCE]
     if wrong:
         raise ConfigError(
-            f"models of type {family!r} are not supported: on a few tokens these differ from what "
-            f"transformers' whole model gives, as parts of the largest: {', '.join(wrong)}. "
-            "docs/families.md lists families that are."
+            f"models of type {family!r} are not supported: on a few tokens, results differ from "
+            f"those of transformers' whole model (relative to the largest): {', '.join(wrong)}. "
+            "docs/families.md lists the families that are supported."
         )
-    with suppress(OSError):  # a home that cannot be written to costs the seconds again
+    with suppress(OSError):  # if the home cannot be written to, it takes these seconds again
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(f"largest difference {max(apart.values()):.1e}\n")
 
@@ -95,10 +95,10 @@ def _note(family: str) -> Path:
 
 
 def differences(folder: Path) -> dict[str, float]:
-    """By name, the largest difference of a number from the whole model's, divided by its largest.
+    """By name, the largest difference from the whole model, relative to the largest number.
 
-    Compared are the model as it runs in this process, and block by block as servers run it, with
-    that model's own forward.
+    The model's own forward is compared with the model as it runs in this process, and with the
+    model run block by block, as on servers.
     """
     size = sum(f.stat().st_size for f in [*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     load = load_whole if size <= _WHOLE_BYTES else load_first_block
@@ -134,7 +134,7 @@ def differences(folder: Path) -> dict[str, float]:
 def _own_forward(
     model: transformers.PreTrainedModel, embeds_BSH: torch.Tensor, deep_LBPH: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """By nothing but the family's code, deep prompts apart."""
+    """With nothing but the family's own code, apart from deep prompts."""
     hooks = [
         block.register_forward_pre_hook(
             lambda _, args, deep=deep_BPH: (with_deep_prompt(args[0], deep), *args[1:])

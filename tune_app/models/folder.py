@@ -12,43 +12,43 @@ _DEMO = Path(__file__).parent / "demo" / "model"
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
-    """The folder of `--model`: the demo's, a local one, or a hub's (fetched, where it is not yet).
+    """The folder of `--model`: the demo's, a local one, or a hub model's (downloaded if needed).
 
-    revision: branch, tag or commit of a hub's model; None: its main branch.
-    Raises ConfigError where there is none, or the hub does not give it.
+    revision: branch, tag or commit of a hub model; None: its main branch.
+    Raises ConfigError if there is no such model, or the hub does not provide it.
     """
     if revision is not None and is_local(model):
-        raise ConfigError(f"--revision: is for a model on a hub, and {model!r} is none.")
+        raise ConfigError(f"--revision: only for a model on a hub, got --model {model!r}.")
     if model == "demo":
         return _DEMO
     if is_local(model):
         return Path(model).expanduser().resolve()
     if model.startswith((".", "/", "~")):
         raise ConfigError(f"--model: there is no folder {model!r}.")
-    from tune_app.models.hub import fetched  # what it imports takes half a second
+    from tune_app.models.hub import fetched  # its imports take half a second
 
     return fetched(model, revision)
 
 
 def commit_of(model: str, revision: str | None) -> str:
-    """The commit of a hub's model that `model_folder` has fetched."""
+    """The commit of a hub model that `model_folder` has downloaded."""
     from tune_app.models import hub
 
     return hub.commit_of(model, revision)
 
 
 def is_local(model: str) -> bool:
-    """Whether `--model` names no hub's model: the demo or a folder."""
+    """Whether `--model` is the demo or a local folder."""
     return model == "demo" or Path(model).expanduser().is_dir()
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether `--model` names a model on a hub, and neither the demo's nor a folder here."""
+    """Whether `--model` is the name of a model on a hub."""
     return model != "demo" and not Path(model).expanduser().is_dir()
 
 
 def positions(folder: Path) -> int | None:
-    """The most positions (prompt and text) that the model's config allows; None where unlimited.
+    """The most positions (prompt and text) that the model's config allows; None if unlimited.
 
     BLOOM and Falcon's alibi variants have no table of positions.
     """
@@ -60,7 +60,7 @@ def positions(folder: Path) -> int | None:
 
 
 def end_tokens(folder: Path) -> set[int]:
-    """The tokens that end a text by the model's generation_config.json, where it has one."""
+    """The tokens that end a text according to the model's generation_config.json, if it has one."""
     file = folder / "generation_config.json"
     if not file.is_file():
         return set()

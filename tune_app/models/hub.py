@@ -1,7 +1,7 @@
-"""Models by name on a Hugging Face hub: the files that are needed, fetched once.
+"""Models by name on a Hugging Face hub: only the files that are needed, downloaded once.
 
-`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean for every program that
-uses the hub's own client, and its cache is the one that they share.
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as in every program that uses the
+hub's own client, and the cache is shared with them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _SMALL_FILES = (
 def fetched(name: str, revision: str | None) -> Path:
     """The folder of the hub's model `name` at a branch, tag or commit (None: its main branch).
 
-    Asks nobody where the files are here already, so a branch that has moved on is not noticed.
-    Raises ConfigError where the hub has no such model, does not give it or does not answer.
+    Files that are already here are used without asking the hub, so a branch that has moved is not
+    noticed. Raises ConfigError if the hub has no such model, refuses access or does not answer.
     """
     try:
         return _cached(name, revision) or _download(name, revision)
@@ -46,8 +46,8 @@ def fetched(name: str, revision: str | None) -> Path:
         raise
     except HFValidationError:
         raise ConfigError(
-            f"--model: {name!r} is neither demo, nor a folder, nor a name that a model on a hub "
-            "can have (organisation/name)."
+            f"--model: must be demo, a model's folder or a hub name (organisation/name), got "
+            f"{name!r}."
         ) from None
     except GatedRepoError:
         raise ConfigError(
@@ -61,24 +61,24 @@ def fetched(name: str, revision: str | None) -> Path:
     except RepositoryNotFoundError:
         raise ConfigError(
             f"--model: there is no folder {name!r} here, and no such model at "
-            f"{constants.ENDPOINT}; for a private one, log in with `hf auth login` or set HF_TOKEN."
+            f"{constants.ENDPOINT}; if it is private, log in with `hf auth login` or set HF_TOKEN."
         ) from None
     except Exception as error:  # the hub's client and its transport raise many unrelated types
         offline = constants.is_offline_mode() or isinstance(error, OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE forbids to fetch it" if offline else _reason(error)
+        why = "HF_HUB_OFFLINE is set" if offline else _reason(error)
         raise ConfigError(
-            f"--model: there is no folder {name!r} here, and it cannot be fetched from "
+            f"--model: there is no folder {name!r} here, and it cannot be downloaded from "
             f"{constants.ENDPOINT}: {why}"
         ) from error
 
 
 def commit_of(name: str, revision: str | None) -> str:
-    """The commit that a model which was fetched here stands at; asks nobody."""
+    """The commit of a downloaded model; does not ask the hub."""
     return HfApi().resolve_revision(name, revision=revision, local_files_only=True).resolved
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The model's folder where all that is needed of it is in the cache."""
+    """The model's folder if the cache has all that is needed, else None."""
     try:
         known = HfApi().resolve_revision(name, revision=revision, local_files_only=True)
         folder = Path(
@@ -93,19 +93,19 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 def _download(name: str, revision: str | None) -> Path:
     known = HfApi().resolve_revision(name, revision=revision)
-    # What subfolders hold is for other programs: onnx/, original/, gguf/.
+    # Subfolders are for other programs: onnx/, original/, gguf/.
     files = [file for file in HfApi().list_repo_files(name, revision=known) if "/" not in file]
     weights = next((file for file in WEIGHT_FILES if file in files), None)
     if weights is None:
         raise ConfigError(
-            f"--model: {name!r} has none of {', '.join(WEIGHT_FILES)}, which transformers reads; "
-            f"it has {', '.join(files[:8])}{' ...' if len(files) > 8 else ''}."
+            f"--model: {name!r} must have one of {', '.join(WEIGHT_FILES)}, which transformers "
+            f"reads; got {', '.join(files[:8])}{' ...' if len(files) > 8 else ''}."
         )
 
     def fetch(names: list[str]) -> Path:
         return Path(snapshot_download(name, revision=known, allow_patterns=names))
 
-    print(f"fetching {name} from {constants.ENDPOINT} ...", file=sys.stderr, flush=True)
+    print(f"downloading {name} from {constants.ENDPOINT} ...", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         disable_progress_bars()
     small = _matching(files, _SMALL_FILES)

@@ -1,4 +1,4 @@
-"""Which model prompts were trained with, so that they are not used with another one."""
+"""Identifies the model that prompts were trained with, so that they are not used with another."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from tune_app.models.folder import commit_of, is_local
 
-# Entries of config.json that say nothing about the weights.
+# Entries of config.json that have nothing to do with the weights.
 _INCIDENTAL = ("_name_or_path", "architectures", "torch_dtype", "transformers_version", "use_cache")
-_ENDS_BYTES = 2**20  # of each weight file that its fingerprint reads, at either end
+_ENDS_BYTES = 2**20  # the fingerprint reads this much at either end of each weight file
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A model as its folder describes it; names are those of `--model`."""
+    """A model as its folder describes it; `name` is as in `--model`."""
 
     name: str
     family: str  # model_type: llama, bloom, falcon, …
-    revision: str | None  # the commit, where the model comes from a hub
+    revision: str | None  # the commit, if the model comes from a hub
     hidden_size: int
     num_blocks: int
-    config_sha256: str  # over what config.json says of the weights
+    config_sha256: str  # over the entries of config.json that concern the weights
     weights_fingerprint: str  # over names, sizes and both ends of the weight files
 
     @classmethod
@@ -36,7 +36,7 @@ class ModelIdentity:
             name=name,
             family=str(config.get("model_type")),
             revision=None if is_local(name) else commit_of(name, revision),
-            # BLOOM's and Falcon's older files have names of their own
+            # older files of BLOOM and Falcon use other names
             hidden_size=int(config.get("hidden_size") or config.get("n_embed") or 0),
             num_blocks=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
             config_sha256=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
@@ -44,15 +44,15 @@ class ModelIdentity:
         )
 
     def refusal(self, other: ModelIdentity) -> str | None:
-        """Why prompts trained with this model do not fit the other one; None where they do."""
+        """Why prompts trained with this model do not fit the other one; None if they do."""
         if self.config_sha256 == other.config_sha256:
             return None
         mine, others = self._shape(), other._shape()
         if mine == others:
-            mine, others = "another config.json", "one that differs in other entries"
+            mine, others = "another config.json", "the same sizes, but other entries differ"
         return (
             f"--model: these prompts were trained with {self.name!r} ({mine}) and fit no other "
-            f"model; {other.name!r} has {others}."
+            f"model, got {other.name!r} ({others})."
         )
 
     def _shape(self) -> str:
@@ -60,7 +60,7 @@ class ModelIdentity:
 
 
 def _weights_fingerprint(folder: Path) -> str:
-    """Different for another training of the same model, without reading gigabytes."""
+    """Differs if the same model was trained again, without reading gigabytes."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size

@@ -1,13 +1,13 @@
-"""Parts of a causal language model: some of its blocks, or what is before and after them.
+"""Parts of a causal language model: some of its blocks, or what comes before and after them.
 
-No family has code of its own here. A part is built by the family's own class with unwanted modules
-replaced by `nn.Identity`, and filled by transformers' `from_pretrained`, which knows how that
-family's weights are named, tied, split over files and converted. It reads only what is needed.
+There is no family-specific code here. A part is built by the family's own class with unwanted
+modules replaced by `nn.Identity`, and filled by transformers' `from_pretrained`, which knows how
+that family's weights are named, tied, split over files and converted. It reads only what is needed.
 
 A part is run by the family's own `forward`, over a model whose list of blocks has one entry: a
 stand-in. That code makes masks, positions, rotary embeddings and sliding windows as it does for the
-whole model. What it adds to hidden states before and after the blocks is only kept where the caller
-wants it: by `Ends`, not by `Block`.
+whole model. What it does to hidden states before and after the blocks is kept by `Ends` and
+discarded by `Block`.
 
 Shapes: see `backbones/protocol.py`.
 """
@@ -39,13 +39,13 @@ Blocks = Callable[[torch.Tensor], torch.Tensor]
 def load_whole(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model in `folder`, frozen, on the CPU.
 
-    Raises ConfigError where the folder has no causal language model or lacks some of its weights.
+    Raises ConfigError if the folder has no causal language model or lacks some of its weights.
     """
     return _load(MODEL_FOR_CAUSAL_LM_MAPPING, folder, dtype, lambda model: None)
 
 
 def load_ends(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """As `load_whole`, without the blocks."""
+    """Like `load_whole`, without the blocks."""
 
     def strip(model: PreTrainedModel) -> None:
         blocks = blocks_of(model)
@@ -63,7 +63,7 @@ def load_blocks(folder: str | Path, keep: Collection[int], dtype: torch.dtype) -
         for index in set(range(len(blocks))) - set(keep):
             blocks[index] = nn.Identity()
         for name, child in model.named_children():
-            # Learned positions (GPT-2) are small and stay: the family's forward looks them up.
+            # Learned positions (GPT-2) are small and stay, because the family's forward uses them.
             positions = isinstance(child, nn.Embedding) and child is not words
             has_weights = next(child.parameters(), None) is not None
             if has_weights and child is not blocks and not positions:
@@ -73,7 +73,7 @@ def load_blocks(folder: str | Path, keep: Collection[int], dtype: torch.dtype) -
 
 
 def load_first_block(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """As `load_whole`, of a model that ends after its first block."""
+    """Like `load_whole`, for a model that ends after its first block."""
     config = AutoConfig.from_pretrained(str(folder))
     _cut_to_one_block(config, 0)
     return _load(MODEL_FOR_CAUSAL_LM_MAPPING, folder, dtype, lambda model: None, config)
@@ -90,13 +90,13 @@ def _load(
     config = config or AutoConfig.from_pretrained(str(folder))
     if type(config) not in families:
         raise ConfigError(
-            f"{str(folder)!r} has a model of type {config.model_type!r}, of which transformers "
+            f"{str(folder)!r} has a model of type {config.model_type!r}, for which transformers "
             "has no causal language model."
         )
     family = families[type(config)]
 
     class Part(family):  # type: ignore[misc, valid-type]
-        _keys_to_ignore_on_load_unexpected = (".*",)  # the weights of what was taken out
+        _keys_to_ignore_on_load_unexpected = (".*",)  # the weights of removed modules
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)  # from_pretrained builds it on the meta device
@@ -113,7 +113,7 @@ def _load(
             str(folder), config=config, dtype=dtype, output_loading_info=True
         )
     lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if lacking:  # transformers would go on with random numbers
+    if lacking:  # transformers would continue with random numbers
         raise ConfigError(
             f"{str(folder)!r} lacks weights of its {config.model_type} model, or has them in "
             f"another shape: {', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
@@ -133,7 +133,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's blocks. Raises ConfigError where it is not where most families have it.
+    """The list of a model's blocks. Raises ConfigError if it is not where most families have it.
 
     That is the case for OPT, whose blocks are inside a decoder, and for multimodal models.
     """
@@ -156,7 +156,7 @@ def _twin(module: Any) -> Any:
 
 
 def _around(model: PreTrainedModel, index: int, stand_in: nn.Module) -> Any:
-    """The headless model with `stand_in` as its only block, treated as block `index` is."""
+    """The headless model with `stand_in` as its only block, treated as block `index` would be."""
     base, blocks = model.base_model, blocks_of(model)
     shell = _twin(base)
     shell.config = copy.deepcopy(base.config)
@@ -175,7 +175,7 @@ def _cut_to_one_block(config: Any, index: int) -> None:
 class Block(nn.Module):
     """Block `index` of `model` (from `load_blocks` or whole), called as in the whole model.
 
-    May be called from several threads at once.
+    Thread-safe.
     """
 
     def __init__(self, model: PreTrainedModel, index: int) -> None:
@@ -185,7 +185,7 @@ class Block(nn.Module):
         self.passing = slot.passing
 
     def forward(self, hidden_BSH: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """[B, S, H] -> [B, S, H], differentiable; with a cache S are the positions after it."""
+        """[B, S, H] -> [B, S, H], differentiable; with a cache, S is the positions after it."""
         passing = self.passing
         passing.hidden = hidden_BSH
         try:
@@ -196,7 +196,7 @@ class Block(nn.Module):
 
 
 class _Slot(nn.Module):
-    """Stands in for the blocks: gives the one block its true input and keeps its true output."""
+    """Stands in for the blocks: gives the one block its real input and keeps its real output."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class _Slot(nn.Module):
 
 
 class _Passing(threading.local):
-    """What the caller and the stand-in of one thread hand each other."""
+    """What the caller and the stand-in pass to each other, separately for each thread."""
 
     hidden: torch.Tensor | None = None
     blocks: Blocks | None = None
@@ -221,7 +221,7 @@ class _Passing(threading.local):
 class Whole(nn.Module):
     """All of `model` (from `load_whole`), with deep prompts added to the inputs of its blocks.
 
-    May be called from several threads at once.
+    Thread-safe.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -239,7 +239,7 @@ class Whole(nn.Module):
         deep_LBPH: torch.Tensor | None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """Word embeddings [B, S, H] to hidden states after the final norm; with a cache S are the
+        """Word embeddings [B, S, H] to hidden states after the final norm; with a cache, S is the
         positions after it."""
         self._passing.deep = deep_LBPH
         try:
@@ -259,7 +259,7 @@ class Whole(nn.Module):
 
 
 def with_deep_prompt(hidden_BSH: torch.Tensor, deep_BPH: torch.Tensor) -> torch.Tensor:
-    """A block's input with `deep_BPH` added to its first P positions, as Petals' servers do it."""
+    """A block's input with `deep_BPH` added to its first P positions, as Petals' servers do."""
     prompt_tokens = deep_BPH.shape[1]
     return torch.cat(
         [hidden_BSH[:, :prompt_tokens] + deep_BPH, hidden_BSH[:, prompt_tokens:]], dim=1
@@ -267,7 +267,7 @@ def with_deep_prompt(hidden_BSH: torch.Tensor, deep_BPH: torch.Tensor) -> torch.
 
 
 class OneBlockCache(Cache):
-    """The cache of one block, whatever its index: keys and values [B, heads, positions, size]."""
+    """The cache of one block with any index: keys and values [B, heads, positions, size]."""
 
     def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
         super().__init__(layers=[DynamicLayer()])
@@ -282,9 +282,9 @@ class OneBlockCache(Cache):
 
 
 class Ends(nn.Module):
-    """What is before and after the blocks of `model` (from `load_ends` or whole).
+    """What comes before and after the blocks of `model` (from `load_ends` or whole).
 
-    May be called from several threads at once.
+    Thread-safe.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -313,7 +313,7 @@ class Ends(nn.Module):
 
 
 class _Middle(nn.Module):
-    """Stands in for the blocks: hands their input to whoever computes them."""
+    """Stands in for the blocks: passes their input to the function that computes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ class _Middle(nn.Module):
 
 
 class Head(nn.Module):
-    """Next-token logits by the family's own head, scaled or capped as it does that."""
+    """Next-token logits by the family's own head, with its scaling or capping."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ class Head(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands in for all below the head: its result is its input."""
+    """Stands in for everything below the head: returns its input."""
 
     def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_kwargs: Any) -> Any:
         return _Hidden(last_hidden_state=inputs_embeds)
@@ -350,6 +350,6 @@ class _Given(nn.Module):
 class _Hidden(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
-    def __getattr__(self, name: str) -> None:  # heads pass on caches, router's logits and more
+    def __getattr__(self, name: str) -> None:  # heads pass on caches, router logits and more
         if name.startswith("__"):
             raise AttributeError(name)

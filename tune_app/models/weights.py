@@ -1,9 +1,9 @@
-"""What transformers expects of a model's folder, compared with what is there; nothing is loaded.
+"""Compares a model's folder with what transformers expects, without loading any weights.
 
-The family's own class is built on the meta device and given tensors without data, of the names and
-shapes in the weight files, by the family's own `from_pretrained`. So prefixes, tied weights, old
-names and conversions (experts that are one tensor in the class and many in the file) are
-transformers' matter, as they are when the model is loaded.
+The family's own class is built on the meta device, and its own `from_pretrained` fills it with
+tensors without data, with the names and shapes in the weight files. So prefixes, tied weights, old
+names and conversions (experts that are one tensor in the class and many in the file) are left to
+transformers, as they are when the model is loaded.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _SHOWN = 3  # names in a message
 
 
 def compare(folder: Path) -> tuple[int, list[str]]:
-    """(number of blocks, what is wrong); `checks.check_files` has found the files themselves good.
+    """(number of blocks, what is wrong), for a folder that has passed `checks.check_files`.
 
-    Reads no weights' data from safetensors files, but for a family that was never tried.
+    Reads no weights from safetensors files, except for a family that was never compared.
     """
     with _silent():
         config, mistakes = _config(folder)
@@ -61,7 +61,7 @@ def compare(folder: Path) -> tuple[int, list[str]]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the bars and reports of transformers, whose content becomes our message."""
+    """Silences transformers' progress bars and reports; our own messages replace them."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -74,16 +74,15 @@ def _silent() -> Iterator[None]:
 
 
 def _config(folder: Path) -> tuple[Any, list[str]]:
-    """The family's config, of a family with a causal language model."""
+    """The config, if it belongs to a family with a causal language model; and what is wrong."""
     content = json.loads((folder / "config.json").read_text("utf-8"))
     family = content["model_type"]
     if family not in CONFIG_MAPPING:
         if "auto_map" in content:
             return None, [
                 f"{str(folder)!r} needs Python code that comes with the model "
-                f"({_code_of(content['auto_map'])}), and such code is never run. Take a model of a "
-                f"type that transformers {transformers.__version__} knows; it is of type "
-                f"{family!r}."
+                f"({_code_of(content['auto_map'])}), and such code is never run. Use a model of a "
+                f"type that transformers {transformers.__version__} knows, got type {family!r}."
             ]
         return None, [
             f"{str(folder)!r} is of type {family!r}, which transformers {transformers.__version__} "
@@ -99,11 +98,11 @@ def _config(folder: Path) -> tuple[Any, list[str]]:
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         kind = "an encoder"
     elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        kind = "no causal language model"
+        kind = "not a causal language model"
     if kind is not None:
         return None, [
-            f"{str(folder)!r} is {kind} (type {family!r}); prompts are tuned for causal language "
-            "models, such as Llama, Qwen, Gemma, Mistral or GPT-2."
+            f"{str(folder)!r} is {kind} (type {family!r}); must be a causal language model, such "
+            "as Llama, Qwen, Gemma, Mistral or GPT-2."
         ]
     return config, []
 
@@ -116,7 +115,7 @@ def _code_of(auto_map: Any) -> str:
 
 
 def _model(folder: Path, config: Any) -> tuple[PreTrainedModel | None, list[str]]:
-    """The model without data, and which weights do not fit it."""
+    """The model without data, and what is wrong with the weights."""
     try:
         given = _shapes(folder)
     except ValueError as error:
@@ -133,22 +132,22 @@ def _model(folder: Path, config: Any) -> tuple[PreTrainedModel | None, list[str]
         )
     except Exception as error:  # of conversions, for example
         return None, [
-            f"{str(folder)!r}: its weights do not fit a {config.model_type} model of its "
-            f"config.json: {_one_line(error)}"
+            f"{str(folder)!r}: the weights do not fit the {config.model_type} model that "
+            f"config.json describes: {_one_line(error)}"
         ]
     missing, others = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     unexpected = _used(model, others)
     mistakes = []
     if missing:
         mistakes.append(
-            f"{str(folder)!r} lacks {len(missing)} of the {len(model.state_dict())} weights of its "
+            f"{str(folder)!r} lacks {len(missing)} of the {len(model.state_dict())} weights of a "
             f"{config.model_type} model: {_some(missing)}.{_why(model, missing, others)}"
         )
     elif unexpected:
         mistakes.append(
-            f"{str(folder)!r} has {len(unexpected)} weights that a {config.model_type} model of "
-            f"its config.json does not use: {_some(unexpected)}. Results would differ from those "
-            "of the model that was saved; config.json must be of the same model."
+            f"{str(folder)!r} has {len(unexpected)} weights that the {config.model_type} model of "
+            f"config.json does not use: {_some(unexpected)}. Results would differ from those of "
+            "the saved model; config.json must belong to the same model."
         )
     if loading["mismatched_keys"]:
         wrong = [
@@ -156,14 +155,14 @@ def _model(folder: Path, config: Any) -> tuple[PreTrainedModel | None, list[str]
             for name, found, right in sorted(loading["mismatched_keys"])
         ]
         mistakes.append(
-            f"{str(folder)!r} has {len(wrong)} weights of other shapes than its config.json says: "
+            f"{str(folder)!r} has {len(wrong)} weights whose shapes do not match config.json: "
             f"{_some(wrong, '; ')}."
         )
     return model, mistakes
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all weights. Raises ValueError where a file cannot be read."""
+    """Name -> shape of all weights. Raises ValueError if a file cannot be read."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
@@ -174,9 +173,9 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except Exception as error:  # a zip's, a pickle's or torch's own
             unsafe = "weights_only" in str(error) and "GLOBAL" in str(error)
             what = (
-                "holds more than tensors, which could run code, and is not read"
+                "contains more than tensors; that could run code, so it is not read"
                 if unsafe
-                else "is not a file of weights, or cut short"
+                else "is cut short or does not contain weights"
             )
             raise ValueError(f"{file} {what}. Save the model as safetensors.") from error
         shapes |= {
@@ -188,11 +187,11 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _used(model: PreTrainedModel, others: list[str]) -> list[str]:
-    """Those of the weights that our model lacks by which the saved one computes something else.
+    """Those of the unused weights that would change the saved model's results.
 
-    A further block, norm or bias makes a difference. A further head (a value head, a classifier's)
-    does not, nor do the buffers of old files, such as masks: those belong to modules without
-    parameters, and none is called `weight`.
+    Another block, norm or bias makes a difference. Another head (a value head, a classifier's) does
+    not, nor do the buffers of old files, such as masks: these belong to modules without parameters,
+    and none is called `weight`.
     """
     modules = dict([*model.base_model.named_modules(), *model.named_modules()])
 
@@ -207,28 +206,29 @@ def _used(model: PreTrainedModel, others: list[str]) -> list[str]:
 
 
 def _why(model: PreTrainedModel, missing: list[str], others: list[str]) -> str:
-    """What the names that are missing, and those that are there in their place, tell."""
+    """A likely reason, from the names that are missing and the names found instead."""
     if not any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
-        return f" It was saved without its head: save the whole {type(model).__name__}."
+        return f" It was saved without its head; save the whole {type(model).__name__}."
     for name in others:
         prefix = next((name.removesuffix(end) for end in missing if name.endswith("." + end)), "")
         if prefix:
             return (
-                f" It has them as {prefix}*: save the model itself, without what was around it "
-                "while it trained."
+                f" It has them as {prefix}*; save the model itself, without the wrapper that was "
+                "around it in training."
             )
     if others:
         return (
-            f" It has {len(others)} others: {_some(others)}. config.json must be of the same model."
+            f" It has {len(others)} others: {_some(others)}. config.json must belong to the same "
+            "model."
         )
     return " Copy or save the whole model again."
 
 
 def _check_tokenizer(folder: Path, model: PreTrainedModel) -> list[str]:
-    """Whether the tokenizer can be loaded, and each token that a text can have has an embedding.
+    """What is wrong if the tokenizer cannot be loaded, or if a token of texts has no embedding.
 
-    Special tokens that no text contains may go beyond: Gemma 3's small models have one for images,
-    Qwen 2's tokenizer adds one for unknown characters where a folder has none.
+    Special tokens that no text contains need none: Gemma 3's small models have one for images, and
+    Qwen 2's tokenizer adds one for unknown characters if a folder has none.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -244,9 +244,9 @@ def _check_tokenizer(folder: Path, model: PreTrainedModel) -> list[str]:
         return []
     first = sorted(beyond, key=lambda token: beyond[token])
     return [
-        f"{str(folder)!r}: its tokenizer has {len(tokenizer)} tokens, its model embeddings for "
-        f"{rows}; {_some([f'{token!r} ({beyond[token]})' for token in first])} have none. Take the "
-        "tokenizer that the model was saved with, or resize the model's embeddings and save it."
+        f"{str(folder)!r}: its tokenizer has {len(tokenizer)} tokens, but its model has embeddings "
+        f"for {rows}; {_some([f'{token!r} ({beyond[token]})' for token in first])} have none. Use "
+        "the tokenizer that was saved with the model, or resize the model's embeddings and save it."
     ]
 
 

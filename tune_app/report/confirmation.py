@@ -308,7 +308,7 @@ def _by_row(numbers: list[int], rows_of: RowsOf, objective: Objective) -> np.nda
         if rows is None or len(rows) < 2:
             return None
         try:
-            values.append(pseudo_values(rows, objective.figure))
+            values.append(pseudo_values(rows, objective.value))
         except (KeyError, ZeroDivisionError):  # the task counts nothing for this objective
             return None
     if len({len(run) for run in values}) != 1:

@@ -1,7 +1,7 @@
 """Causal language modelling: the loss over next tokens, and perplexity.
 
 Shapes: B rows, T text tokens (prompt positions already removed), V vocabulary. As in Petals' and
-Hugging Face's prompt tuning, the first text token is predicted by nothing.
+Hugging Face's prompt tuning, the first text token is not predicted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, Sums]:
-    """(summed loss in nats, number of predicted tokens); over that number it is the mean loss of
-    Hugging Face's `...ForCausalLM`."""
+    """(summed loss in nats, number of predicted tokens). Divided by that number, it is the mean
+    loss of Hugging Face's `...ForCausalLM`."""
     from torch.nn.functional import cross_entropy
 
     labels_N = labels_BT[:, 1:].reshape(-1)
@@ -28,7 +28,7 @@ def loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.T
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean loss; infinite where a float cannot hold it."""
+    """exp of the mean loss; infinite if that overflows a float."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -47,7 +47,7 @@ CAUSAL_LM = Task(
     metric="perplexity",
     higher_is_better=False,
     loss_sum=loss_sum,
-    figures=lambda loss, sums: {"perplexity": perplexity(loss)},
+    metrics=lambda loss, sums: {"perplexity": perplexity(loss)},
     objectives=("loss", "perplexity"),
     built_in=_built_in,
     hub_task="text-generation",

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 
 def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, Sums]:
-    """(summed loss in nats, rows and how many of them score highest for their own class, and what
-    `macro_f1` takes); over the rows the loss is the mean loss of Hugging Face's
-    `...ForSequenceClassification`."""
+    """(summed loss in nats, the numbers of rows and of correct answers, and what `macro_f1` takes).
+    Divided by the rows, it is the mean loss of Hugging Face's `...ForSequenceClassification`."""
     from torch.nn.functional import cross_entropy
 
     pairs = zip(labels_B.tolist(), logits_BC.argmax(dim=-1).tolist(), strict=True)
@@ -41,7 +40,7 @@ def _built_in() -> BuiltIn:
 
 
 def _answer(logits_BC: torch.Tensor, names: tuple[str, ...], scale: Scale | None) -> list[str]:
-    """Class and its probability."""
+    """The most likely class and its probability."""
     most_B, classes_B = logits_BC.float().softmax(-1).max(-1)
     return [
         f"{names[i]}\t{most:.4f}"
@@ -57,7 +56,7 @@ CLASSIFICATION = Task(
     metric="accuracy",
     higher_is_better=True,
     loss_sum=loss_sum,
-    figures=lambda loss, sums: {
+    metrics=lambda loss, sums: {
         "accuracy": sums["correct"] / sums["targets"],
         "f1": macro_f1(sums),
     },

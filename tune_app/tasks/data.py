@@ -1,4 +1,4 @@
-"""Token rows and the order in which they are trained on.
+"""Tokenised rows and the order in which training takes them.
 
 Shapes: B rows of a batch, T tokens of its longest row.
 """
@@ -23,7 +23,7 @@ from tune_app.tasks.summary import DataSummary
 class Batch:
     """Right-padded rows, on the CPU.
 
-    Needs no attention mask: in a causal model no real token attends to what stands right of it.
+    No attention mask is needed: in a causal model no real token attends to what is right of it.
     """
 
     tokens_BT: torch.Tensor  # int64
@@ -34,8 +34,8 @@ class Batch:
 class Dataset:
     """Tokenised rows of different lengths.
 
-    labels: one a row: class indices (int), or numbers (float); None where rows have none
-    learned_from: of rows without labels, the first token that is learned; None: all of them
+    labels: one per row: class indices (int), or numbers (float); None if rows have none
+    learned_from: for rows without labels, the first token that counts in the loss; None: all do
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Dataset:
         return Batch(tokens_BT, labels, self._lengths[indices_B])
 
     def completion(self, i: int) -> tuple[list[int], list[int]] | None:
-        """(prompt, completion) of the row in tokens; None where rows have none."""
+        """(prompt, completion) of the row in tokens; None if rows are not divided so."""
         if self._learned_from is None:
             return None
         row, start = self._rows[i].tolist(), int(self._learned_from[i])
@@ -95,14 +95,14 @@ def last_token(hidden_BTH: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a search trains, compares and finally tests on: three splits without common rows."""
+    """The data that a search trains, compares and finally tests on: three separate splits."""
 
     task: Task
     train: Dataset
     valid: Dataset
     judged: Dataset  # the validation rows on which trials are compared while they train
     test: Dataset
-    class_names: tuple[str, ...]  # by class index; empty where labels are no classes
+    class_names: tuple[str, ...]  # by class index; empty if labels are not classes
     notes: list[str]  # what was assumed, dropped or cut: one sentence each, for the user
     fingerprint: str  # sha256; equal only if every trial would see the same tokens and labels
     summary: DataSummary
@@ -116,10 +116,10 @@ class TaskData:
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Which rows each training step takes: one shuffled pass over the data after the other.
+    """Which rows each training step takes: shuffled passes over the data, one after the other.
 
-    A pure function of (seed, step), so a trial that goes on from a checkpoint needs its step alone.
-    A batch may end one pass and begin the next: no row is left out of a pass.
+    A pure function of (seed, step), so a trial that resumes from a checkpoint only needs its step.
+    A batch may span two passes, so that no pass leaves out a row.
     """
 
     size: int  # rows in the data

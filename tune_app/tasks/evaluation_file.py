@@ -1,4 +1,4 @@
-"""A file or table to evaluate finished prompts on: no splits, and the classes are given."""
+"""A file or table to evaluate tuned prompts on: no splits, and the classes are given."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def load_evaluation_file(
 ) -> tuple[Dataset, list[str]]:
     """All rows of the file or table, tokenised as in training, and notes for the user.
 
-    Columns and length are the config's, classes or scale those of training. Raises ConfigError
-    where it cannot be read or has labels that are none of `class_names`.
+    Columns and length are the config's, classes or scale those of training. Raises ConfigError if
+    it cannot be read or has labels that are not in `class_names`.
     """
     task, name = task_named(config.task), source_name(source)
     texts = read_texts(source, Reading.of(config, task.labels))
-    # Prompts of before may know a class as 1.0 that is 1 now.
+    # Older prompts may call a class 1.0 that is now called 1.
     known = tuple(map(class_name, class_names))
     strange = class_order({*map(str, texts.labels or [])} - {*known}) if class_names else ()
     if strange:
@@ -39,6 +39,6 @@ def load_evaluation_file(
     lengths = Lengths(config.max_length)
     rows = tokenise(texts, task, config.max_length, tokenizer, lengths.of("evaluation"))
     if not rows.tokens:
-        raise ConfigError(f"{name}: no text in it is long enough to be judged")
+        raise ConfigError(f"{name}: no text in it is long enough to evaluate")
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     return dataset(rows, known, scale, pad_id), texts.notes + lengths.notes()

@@ -1,6 +1,6 @@
-"""Files and tables in memory, as a table or as plain text; nothing here knows of columns.
+"""Reads a file or a table in memory, as a table or as plain text; columns have no meaning here yet.
 
-Everything here raises `ConfigError` with what is wrong with the one source.
+Everything here raises `ConfigError` with what is wrong with this source.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tune_app.run.search_config import ConfigError, did_you_mean
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 _COMPRESSIONS = {".gz", ".bz2", ".xz", ".zip", ".zst"}
 _QUOTED = r'"(?:[^"]|"")*"'
-_HEAD_BYTES = 65_536  # that encoding and delimiter are told from
+_HEAD_BYTES = 65_536  # from which encoding and delimiter are guessed
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @runtime_checkable
 class HasToPandas(Protocol):
-    """`datasets.Dataset`, Arrow's tables and many others."""
+    """`datasets.Dataset`, Arrow tables and many others."""
 
     def to_pandas(self) -> Any: ...
 
@@ -36,7 +36,7 @@ Source: TypeAlias = "str | Path | pd.DataFrame | HasToPandas"
 
 @dataclass(frozen=True)
 class Table:
-    """frame: header row not taken where `raw` (csv and tsv, all cells str); name: for messages"""
+    """frame: if `raw` (csv and tsv, all cells str), a header is still a row; name: for messages"""
 
     frame: pd.DataFrame
     name: str
@@ -45,19 +45,18 @@ class Table:
 
 
 def source_name(source: Source) -> str:
-    """What messages call it."""
+    """The source's name in messages."""
     return str(source) if isinstance(source, str | Path) else "the table"
 
 
 def is_table(path: str) -> bool:
-    """Whether the file's ending is that of rows and columns."""
+    """Whether the file's extension is one of tables."""
     return _suffix(path) in FORMATS[:-1]
 
 
 def keep_table(source: Source, file: Path) -> str:
-    """The path or URL that a search can be given for `source`: itself, or for a table in memory
-    `file` (.parquet), where the table is written to, so that every process and a later call have
-    the same rows."""
+    """The path or URL of `source` for a search. A table in memory is written to `file` (.parquet),
+    so that every process and any later call have the same rows."""
     if isinstance(source, str | Path):
         return str(source)
     frame = _frame(source)
@@ -66,8 +65,8 @@ def keep_table(source: Source, file: Path) -> str:
         frame.to_parquet(file, index=False)
     except Exception as error:  # pyarrow has many of its own
         raise ConfigError(
-            f"{file.stem}: the table cannot be saved as parquet, perhaps because a column holds "
-            f"several types: {' '.join(str(error).split())}"
+            f"{file.stem}: the table cannot be saved as parquet, perhaps because a column has "
+            f"values of different types: {' '.join(str(error).split())}"
         ) from error
     return str(file)
 
@@ -76,8 +75,8 @@ def _frame(source: pd.DataFrame | HasToPandas) -> pd.DataFrame:
     frame = source if isinstance(source, pd.DataFrame) else source.to_pandas()
     if not isinstance(frame, pd.DataFrame):
         raise ConfigError(
-            f"the data: to_pandas() of {type(source).__name__} gives {type(frame).__name__}, not a "
-            "DataFrame; for several splits give one of them."
+            f"the data: to_pandas() of {type(source).__name__} returns {type(frame).__name__}, not "
+            "a DataFrame; if it has several splits, give one of them."
         )
     return frame.set_axis([str(column) for column in frame.columns], axis=1)
 
@@ -87,8 +86,9 @@ def load(
 ) -> Table | str:
     """The source's table, or the text of a plain-text file.
 
-    encoding: of text files; None: UTF-8, or what a byte order mark says
-    delimiter: of csv and tsv; None: as the ending says, or what alone splits all lines alike
+    encoding: of text files; None: UTF-8, unless a byte order mark differs
+    delimiter: of csv and tsv; None: by the extension, or the only one that splits all lines into
+        equally many fields
     """
     if not isinstance(source, str | Path):
         return Table(_frame(source), "the table", raw=False, notes=[])
@@ -96,7 +96,7 @@ def load(
     suffix = _suffix(path)
     if suffix not in FORMATS:
         raise ConfigError(
-            [f"{path}: a data file ends in {', '.join(FORMATS)}, got {suffix or 'no ending'!r}"]
+            [f"{path}: must end in {', '.join(FORMATS)}; got {suffix or 'no extension'!r}"]
         )
     _check_local(path)
     name, notes = path.rsplit("/", 1)[-1], list[str]()
@@ -122,7 +122,7 @@ def load(
         return Table(_unquoted(frame) if suffix == ".tsv" else frame, name, raw=True, notes=notes)
     except ConfigError:
         raise
-    except Exception as error:  # a URL's file system may raise whatever it likes
+    except Exception as error:  # file systems behind URLs raise many unrelated types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError([f"{path}: cannot be read as {suffix[1:]}: {reason}"]) from error
 
@@ -157,8 +157,8 @@ def _text(path: str, encoding: str | None) -> str:
 
 
 def decoded(path: str, content: bytes, encoding: str | None = None) -> str:
-    """The bytes of a text file as text. Raises ConfigError where they are not in that encoding,
-    with the flag to give."""
+    """The bytes of a text file as text. Raises ConfigError, which names the flag to give, if they
+    are not in that encoding."""
     if encoding is None:
         marks = (mark for mark in _MARKS if content.startswith(mark))
         encoding = _MARKS.get(next(marks, b""), "utf-8")
@@ -172,19 +172,19 @@ def decoded(path: str, content: bytes, encoding: str | None = None) -> str:
                 f"--encoding: must be a name such as utf-8, cp1252 or utf-16, got {encoding!r}."
             ) from None
     raise ConfigError(
-        f"{path}: is not {encoding} text; give its --encoding: cp1252 for Windows files of western "
-        "Europe, latin-1, utf-16-le, shift_jis, ..."
+        f"{path}: is not {encoding} text; give its --encoding: cp1252 for Western European Windows "
+        "files, latin-1, utf-16-le, shift_jis, ..."
     )
 
 
 def _delimiter(text: str) -> str:
-    """What separates the fields of a csv file: a comma, unless only something else is possible."""
+    """The delimiter of a csv file: a comma, unless only another one is possible."""
     head = text[:_HEAD_BYTES]
     if len(head) < len(text):
         head = head.rpartition("\n")[0]
 
     def fields(delimiter: str) -> int:
-        """In each line, where all have as many; else 0."""
+        """Fields per line if all lines have equally many, else 0."""
         rows = csv.reader(io.StringIO(head), delimiter=delimiter)
         counts = {len(row) for row in rows if row}
         return counts.pop() if len(counts) == 1 else 0
@@ -196,7 +196,7 @@ def _delimiter(text: str) -> str:
 
 
 def _objects(path: str, text: str) -> pd.DataFrame:
-    """A JSON array of objects, or one object a line."""
+    """A JSON array of objects, or one object per line."""
     if text.lstrip().startswith("["):
         rows, place = json.loads(text), "item {} of the array"
     else:
@@ -208,18 +208,18 @@ def _objects(path: str, text: str) -> pd.DataFrame:
             except ValueError as error:
                 if number == 1 and len(lines) > 1 and line.strip() == "{":
                     raise ConfigError(
-                        f"{path}: holds one JSON object over several lines; give an array of "
-                        "objects, one for each row, or one object a line"
+                        f"{path}: has one JSON object over several lines; must be an array of "
+                        "objects, one for each row, or one object per line"
                     ) from None
                 raise ValueError(f"line {number}: {error}") from None
     strange = next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
     if strange is not None:
-        raise ConfigError(f"{path}: {place.format(strange)} is no JSON object, as each row must be")
+        raise ConfigError(f"{path}: each row must be a JSON object, {place.format(strange)} is not")
     return pd.DataFrame(rows, dtype=object).infer_objects()
 
 
 def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Takes quotes off where they quote whole fields throughout; stray quotes in text stay."""
+    """Removes quotes from a column if they always quote whole fields; stray quotes in text stay."""
     for column in frame:
         cells = frame[column]
         opened = cells.str.startswith('"').fillna(False).astype(bool)

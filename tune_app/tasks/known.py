@@ -1,4 +1,4 @@
-"""The tasks that --task takes, by name. A new one is a file beside these and a line here."""
+"""The tasks that --task takes, by name. A new one needs a file in this folder and a line here."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ TASKS = {task.name: task for task in (CLASSIFICATION, CAUSAL_LM, REGRESSION)}
 
 
 def task_named(name: str) -> Task:
-    """The task. Raises ConfigError for a name that is none."""
+    """The task of that name. Raises ConfigError if there is none."""
     if name not in TASKS:
         raise ConfigError(f"--task: {one_of(name, TASKS)}")
     return TASKS[name]
 
 
 def check_task(config: SearchConfig, *, needs_data: bool = True) -> list[str]:
-    """What is wrong with the task and the settings that only some tasks have; messages name flags.
+    """What is wrong with the task and with settings that only some tasks have; messages name flags.
 
-    needs_data: whether the data of the search are to be read
+    needs_data: whether the search's data will be read
     """
     if config.task not in TASKS:
         return [f"--task: {one_of(config.task, TASKS)}"]
     task, messages = TASKS[config.task], []
     if needs_data and config.train is None and task.built_in is None:
-        messages.append(f"--train: --task {task.name} has no built-in data; give --train.")
+        messages.append(f"--train: needed, because --task {task.name} has no built-in data.")
     for name in ("prompt_column", "completion_column"):
         if getattr(config, name) is not None and task.labels != "none":
             flag = "--" + name.replace("_", "-")
-            messages.append(f"{flag}: only --task causal-lm learns completions; leave it out.")
+            messages.append(f"{flag}: only with --task causal-lm, which learns completions.")
     if (config.prompt_column is None) != (config.completion_column is None):
         messages.append("--prompt-column and --completion-column: give both or neither.")
     if config.label_column is not None and task.labels == "none":
-        messages.append(f"--label-column: --task {task.name} learns from text alone; leave it out.")
+        messages.append(f"--label-column: not with --task {task.name}, which has no labels.")
     if config.objective not in OBJECTIVES:
         messages.append(f"--objective: {one_of(config.objective, OBJECTIVES)}")
     elif config.objective not in task.objectives:

@@ -21,12 +21,12 @@ from tune_app.tasks.tokens import Lengths, tokenise
 
 
 def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
-    """Reads, checks, tokenises and splits what `config` names, or the built-in text of its task.
+    """Reads, checks, tokenises and splits the config's files, or the built-in text of its task.
 
     A row is one text, cut to `max_length` tokens; a plain-text file is one stream of tokens, cut
-    into rows of `max_length`. Splits that are not given are taken from the training rows, a tenth
-    each, and trials are compared on a sample of the validation rows: see `splits.py`.
-    Raises ConfigError with everything that is wrong with the data.
+    into rows of `max_length`. Missing splits are taken from the training rows, a tenth each, and
+    trials are compared on a sample of the validation rows: see `splits.py`. Raises ConfigError with
+    all that is wrong with the data.
     """
     task, notes = task_named(config.task), list[str]()
     texts = _built_in(config, task) if config.train is None else read_and_check(config)
@@ -48,10 +48,10 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     if len(judged.tokens) < len(splits["valid"].tokens):
         notes.append(
             f"trials are compared on {len(judged.tokens)} of {len(splits['valid'].tokens)} valid "
-            "rows" + (", each class with its share" if class_names else "") + " (--eval-rows)"
+            "rows" + (", stratified by class" if class_names else "") + " (--eval-rows)"
         )
     if config.train is not None and config.model == "demo":
-        notes.append("the demo model is for trying out; for results on your data, give --model")
+        notes.append("the demo model is only for trying things out; for real results give --model")
     train, valid, test = (datasets[split] for split in SPLITS)
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
@@ -75,7 +75,7 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
 def _built_in(config: SearchConfig, task: Task) -> dict[str, Texts]:
     given = [f"--{split}" for split in ("valid", "test") if getattr(config, split) is not None]
     if given:
-        raise ConfigError([f"{' and '.join(given)} without --train: give --train too"])
+        raise ConfigError([f"{' and '.join(given)}: needs --train as well"])
     if task.built_in is None:
         raise ConfigError(check_task(config))
     return {split: Texts(*rows) for split, rows in task.built_in().items()}
@@ -106,15 +106,15 @@ def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
     known, mistakes = set(map(str, texts["train"].labels)), list[str]()
     if len(known) == 1:
         needed = "different numbers" if numbers else "classes"
-        mistakes.append(f"{config.train}: needs at least two {needed}, got {min(known)!r} only")
+        mistakes.append(f"{config.train}: needs at least two {needed}, got only {min(known)!r}")
     for split in ("valid", "test"):
         if numbers or split not in texts:
             continue
         strange = class_order(set(map(str, texts[split].labels or [])) - known)
         if strange:
             mistakes.append(
-                f"{getattr(config, split)}: labels that {config.train} lacks: "
-                f"{', '.join(map(repr, strange[:20]))}; it has "
+                f"{getattr(config, split)}: has labels that are not in {config.train}: "
+                f"{', '.join(map(repr, strange[:20]))}; that file has "
                 f"{', '.join(map(repr, class_order(known)[:20]))}"
             )
     if mistakes:
@@ -122,8 +122,8 @@ def _check_labels(config: SearchConfig, texts: dict[str, Texts]) -> None:
 
 
 def _split(config: SearchConfig, task: Task, splits: dict[str, Rows], notes: list[str]) -> None:
-    """Takes the splits that are not given from the training rows, and keeps the built-in ones
-    apart."""
+    """Takes missing splits from the training rows, and removes rows of earlier splits from the
+    built-in ones."""
     tenth = max(1, len(set(splits["train"].tokens)) // 10)
     missing = [split for split in ("valid", "test") if split not in splits]
     for split in ("valid", "test"):
@@ -133,12 +133,12 @@ def _split(config: SearchConfig, task: Task, splits: dict[str, Rows], notes: lis
                 splits["train"], tenth, task.labels, later=later
             )
             notes.append(
-                f"no --{split} given: {len(splits[split].tokens)} training rows are taken for it"
+                f"no --{split} given: using {len(splits[split].tokens)} of the training rows for it"
             )
         elif config.train is None:
             splits[split] = splits[split].keep(_new_rows(split, splits))
         elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
-            notes.append(f"{repeated} {split} rows are in {' or '.join(_before(split))} too")
+            notes.append(f"{repeated} {split} rows are also in {' or '.join(_before(split))}")
 
 
 def _check_splits(config: SearchConfig, task: Task, splits: dict[str, Rows]) -> None:
@@ -154,7 +154,7 @@ def _check_splits(config: SearchConfig, task: Task, splits: dict[str, Rows]) -> 
 
 
 def _too_many_classes(train: Rows) -> str:
-    """A remark where the labels look like numbers or names of single rows; else ""."""
+    """A remark if the labels look like numbers or like names of single rows; else ""."""
     classes, rows = set(train.labels or []), len(set(train.tokens))
     if len(classes) <= rows / 2 or len(classes) <= 2:
         return ""
@@ -162,14 +162,14 @@ def _too_many_classes(train: Rows) -> str:
         numbers = bool([float(name) for name in classes])
     except ValueError:
         numbers = False
-    hint = "; for numbers there is --task regression" if numbers else ""
+    hint = "; to predict numbers use --task regression" if numbers else ""
     return f"; there are {len(classes)} classes for {rows} different rows of train{hint}"
 
 
 def _labels(
     task: Task, splits: dict[str, Rows], texts: dict[str, Texts]
 ) -> tuple[tuple[str, ...], Scale | None]:
-    """(class names by index, scale of numbers), each where the task has it."""
+    """(class names by index, scale of numbers), each empty or None if the task does not have it."""
     if task.labels == "numbers":
         numbers = np.array(splits["train"].labels)
         return (), Scale(float(numbers.mean()), float(numbers.std()) or 1.0)
@@ -190,12 +190,14 @@ def _notes_on_labels(
         if lacks:
             more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
             classes = "class" if len(lacks) == 1 else "classes"
-            notes.append(f"{split} has no row of {classes} {', '.join(map(repr, lacks[:5]))}{more}")
+            notes.append(
+                f"{split} has no rows of {classes} {', '.join(map(repr, lacks[:5]))}{more}"
+            )
     labels_of: dict[tuple[int, ...], set[Any]] = defaultdict(set)
     for row, label in zip(splits["train"].tokens, splits["train"].labels or [], strict=True):
         labels_of[row].add(label)
     if several := sum(len(labels) > 1 for labels in labels_of.values()):
-        notes.append(f"{several} different train rows have several labels")
+        notes.append(f"{several} train texts appear with different labels")
     return notes
 
 
@@ -204,7 +206,7 @@ def _before(split: str) -> tuple[str, ...]:
 
 
 def _new_rows(split: str, splits: dict[str, Rows]) -> list[int]:
-    """Rows that no split before this one has (different texts may be equal once they are cut)."""
+    """Rows that are in no earlier split (different texts may be equal once they are cut)."""
     seen = {row for earlier in _before(split) for row in splits[earlier].tokens}
     return [i for i, row in enumerate(splits[split].tokens) if row not in seen]
 

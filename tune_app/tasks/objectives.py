@@ -1,7 +1,7 @@
-"""What a search optimises, and in which direction: the one place that knows it.
+"""What a search optimises, and in which direction. No other module needs to know the direction.
 
-Whatever the objective is, samplers, trial schedulers and confirmation minimise its *cost*. So a
-higher accuracy is a lower cost, and no one else has to ask which way is up.
+Whatever the objective is, samplers, trial schedulers and confirmation minimise its *cost*: a higher
+accuracy is a lower cost.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-# The largest loss whose perplexity still fits a float with room for sums.
+# The largest loss whose perplexity still fits into a float, with room for sums.
 _MOST_NATS = 700.0
-# Gains smaller than this are not worth having: a share of the value, or points of a share.
+# Gains smaller than this do not count: relative for losses, absolute for accuracy and F1.
 _WORTH = 0.01
 
 
@@ -20,19 +20,19 @@ _WORTH = 0.01
 class Objective:
     """One thing to optimise.
 
-    name: as in --objective; also the name of its column, but for the loss
-    higher_is_better: such values lie in [0, 1], and cost 1 - value
-    figure: its value from the sums over rows that an evaluation adds up: "loss" (summed nats) and
-        "targets", and what else the task counts
+    name: as in --objective; also the name of its column, except for the loss
+    higher_is_better: such values are in [0, 1], and their cost is 1 - value
+    value: from an evaluation's sums over rows: "loss" (summed nats), "targets", and whatever else
+        the task counts
     """
 
     name: str
     higher_is_better: bool
-    figure: Callable[[Mapping[str, float]], float]
+    value: Callable[[Mapping[str, float]], float]
 
     @property
     def column(self) -> str:
-        """Where reports have it, on the validation split."""
+        """Its name in reports, on the validation split."""
         return "eval_loss" if self.name == "loss" else self.name
 
     @property
@@ -44,11 +44,11 @@ class Objective:
         return 1 - value if self.higher_is_better else min(value, math.exp(_MOST_NATS))
 
     def of(self, loss: float, metrics: Mapping[str, float]) -> float:
-        """The objective's value among the figures of an evaluation."""
+        """The objective's value, given an evaluation's loss and metrics."""
         return loss if self.name == "loss" else metrics[self.name]
 
     def penalty(self, loss: float) -> float:
-        """The cost of a trial that diverged, given a loss that no run that still trains exceeds.
+        """The cost of a trial that diverged, given a loss above that of any run that still trains.
 
         Finite, so that a sampler learns from it, and no better than any run that trains.
         """
@@ -57,7 +57,7 @@ class Objective:
         return math.exp(min(loss, _MOST_NATS)) if self.name == "perplexity" else loss
 
     def margin(self, baseline: float) -> float:
-        """The smallest difference from a baseline of this value that is worth having."""
+        """The smallest difference from a baseline of this value that counts as a gain."""
         return _WORTH if self.higher_is_better else _WORTH * abs(baseline)
 
 
@@ -70,10 +70,10 @@ def _perplexity(sums: Mapping[str, float]) -> float:
 
 
 def macro_f1(sums: Mapping[str, float]) -> float:
-    """The mean over the classes of F1 = 2 TP / (2 TP + FP + FN), as scikit-learn's `f1_score` with
-    average="macro": over the classes that occur, in the rows or among the answers.
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), as in scikit-learn's `f1_score` with
+    average="macro": over the classes that occur among the labels or the answers.
 
-    sums: for class c the rows that are c ("label c"), are called c ("answer c"), and both ("hit c")
+    sums: for class c, the rows labelled c ("label c"), answered c ("answer c"), and both ("hit c")
     """
     classes = {key.partition(" ")[2] for key in sums if key.startswith(("label ", "answer "))}
     scores = []
@@ -97,8 +97,8 @@ LOSS = OBJECTIVES["loss"]
 
 
 def always_the_most_frequent(train: Sequence[int], split: Sequence[int]) -> dict[str, float]:
-    """What it costs on a split to know how frequent the classes are in training, and nothing of the
-    texts: accuracy and macro F1 of naming the most frequent one, the loss of answering the shares.
+    """Metrics on a split of knowing only the class frequencies in training: accuracy and macro F1
+    of always naming the most frequent class, and the loss of predicting the frequencies.
 
     train, split: rows of each class, by class index
     """

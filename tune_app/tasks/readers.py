@@ -1,6 +1,6 @@
-"""Sources into texts and labels: which column is what, and whether its cells can be used.
+"""From a table to texts and labels: which column is what, and whether its cells can be used.
 
-Everything here raises `ConfigError` with all that is wrong with the one source.
+Everything here raises `ConfigError` with all that is wrong with this source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, did_you_mean
 from tune_app.tasks.base import Labels
 from tune_app.tasks.files import Source, load, source_name
 
-# Column names that data sets for text commonly use; a single one of them is taken unasked.
+# Column names that text data sets commonly use; if there is exactly one, it needs no flag.
 TEXT_NAMES = ("text", "sentence", "content", "document", "review", "docstring", "comment")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment", "package")
 _PAIR, _CHAT = ("prompt", "completion"), "messages"
@@ -24,21 +24,21 @@ _PAIR, _CHAT = ("prompt", "completion"), "messages"
 
 @dataclass(frozen=True)
 class Texts:
-    """One source's rows. Plain text is a single row, `is_stream`: to be cut after tokenising."""
+    """One source's rows. Plain text is a single row, `is_stream`, to be cut after tokenising."""
 
     texts: list[str]
-    labels: list[str] | list[float] | None  # class names or numbers; None where none were asked for
+    labels: list[str] | list[float] | None  # class names or numbers; None if the task has none
     notes: list[str] = field(default_factory=list)
     is_stream: bool = False
-    completions: list[str] | None = None  # of `texts`, which are prompts then
-    chats: list[list[dict[str, str]]] | None = None  # role and content; `texts` is empty then
-    columns: str = ""  # which column is what, in words; "" where there are none
+    completions: list[str] | None = None  # then `texts` are their prompts
+    chats: list[list[dict[str, str]]] | None = None  # role and content; then `texts` is empty
+    columns: str = ""  # which column is what, in words; "" if there are none
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read: columns by name or by number from 0; None looks for a usual name, then
-    for the only column that it can be."""
+    """How to read a source: columns by name, or by number from 0; None: a column with a usual name,
+    or the only possible column."""
 
     labels: Labels
     text_column: str | None = None
@@ -50,7 +50,7 @@ class Reading:
 
     @classmethod
     def of(cls, config: SearchConfig, labels: Labels) -> Reading:
-        """As the flags of a search say."""
+        """As the flags of a search specify it."""
         return cls(
             labels=labels,
             text_column=config.text_column,
@@ -63,9 +63,9 @@ class Reading:
 
 
 def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) -> Texts:
-    """Reads one file or table; empty texts are dropped with a note, unless they are kept.
+    """Reads one file or table; empty texts are dropped with a note, unless `keep_empty`.
 
-    Whether csv and tsv have a header is seen from their first line.
+    Whether csv and tsv files have a header is guessed from their first line.
     """
     labelled = reading.labels != "none"
     loaded = load(source, encoding=reading.encoding, delimiter=reading.delimiter)
@@ -74,7 +74,7 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
         if labelled:
             raise ConfigError([f"{name}: this task needs labels, which plain text does not have"])
         if not loaded.strip():
-            raise ConfigError([f"{name}: the file holds no text"])
+            raise ConfigError([f"{name}: the file has no text"])
         return Texts([loaded], None, is_stream=True)
 
     frame, notes, headless = loaded.frame, list(loaded.notes), False
@@ -90,12 +90,12 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
             frame = frame.iloc[1:]
         if header and not sure:
             notes.append(
-                f"{loaded.name}: the first line is taken for column names, since column "
-                f"{_told_by(frame)!r} repeats its values and has this one nowhere else"
+                f"{loaded.name}: the first line is used as column names, because column "
+                f"{_told_by(frame)!r} repeats its values but never this one"
             )
     frame.columns = pd.Index([str(column) for column in frame.columns])
     if not len(frame):
-        raise ConfigError([f"{name}: the file holds no rows"])
+        raise ConfigError([f"{name}: the file has no rows"])
     if len(set(frame.columns)) < len(frame.columns):
         raise ConfigError([f"{name}: column names must differ, got {_shown(frame.columns)}"])
     if not labelled and (taught := _with_completions(frame, name, reading)) is not None:
@@ -104,14 +104,14 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
     label = "" if label_at is None else f", label is column {frame.columns[label_at]!r}"
     columns = f"text is column {frame.columns[text_at]!r}{label}"
     if guessed or headless:
-        no_header = "no header, for its first line looks like data; " if headless else ""
+        no_header = "no header, because the first line looks like data; " if headless else ""
         notes.append(f"{loaded.name}: {no_header}{columns}")
     texts = _clean(frame, name, text_at, label_at, reading.labels, keep_empty)
     return Texts(texts.texts, texts.labels, notes + texts.notes, columns=columns)
 
 
 def class_order(names: set[str]) -> tuple[str, ...]:
-    """Class names by index: as numbers where all of them are, else alphabetically."""
+    """Class names by index: ordered as numbers if all of them are, else alphabetically."""
     try:
         return tuple(sorted(sorted(names), key=float))
     except ValueError:
@@ -119,8 +119,8 @@ def class_order(names: set[str]) -> tuple[str, ...]:
 
 
 def class_name(label: object) -> str:
-    """1, 1.0 and "1.0" are one class: pandas turns a column of ints into floats at the slightest
-    cause, and so do the tools that write csv."""
+    """1, 1.0 and "1.0" are one class: pandas turns columns of ints into floats at the slightest
+    provocation, and so do tools that write csv."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     name = str(label).strip()
@@ -132,11 +132,12 @@ def _names_columns(*columns: str | None) -> bool:
 
 
 def _has_header(frame: pd.DataFrame) -> tuple[bool, bool]:
-    """(whether the first line holds names, whether that is sure).
+    """(whether the first line is a header, whether that is certain).
 
-    A usual name says so, and an empty first cell before names, as `to_csv` writes above its index.
-    A number, another empty cell, or a value that its column repeats says that the line is a row.
-    So does a long text, unless another column repeats its values and never this one.
+    It is one if it has a usual name, or an empty first cell before names, as `to_csv` writes above
+    its index. It is a row if it has a number, another empty cell, or a value that its column
+    repeats. So it is if it has a long text, unless some column repeats its values but never this
+    one.
     """
     first = [str(cell).strip() for cell in frame.iloc[0]]
     if {cell.lower() for cell in first} & {*TEXT_NAMES, *LABEL_NAMES, *_PAIR, _CHAT}:
@@ -152,7 +153,7 @@ def _has_header(frame: pd.DataFrame) -> tuple[bool, bool]:
 
 
 def _told_by(frame: pd.DataFrame) -> str | None:
-    """The name of the first column that repeats its values; None where none does."""
+    """The name of the first column that repeats its values; None if none does."""
     for i, name in enumerate(frame.columns):
         if 2 * frame.iloc[:, i].nunique() <= len(frame):
             return str(name)
@@ -160,7 +161,7 @@ def _told_by(frame: pd.DataFrame) -> str | None:
 
 
 def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int | None, bool]:
-    """Positions of the text and the label column, and whether one was guessed by its content."""
+    """Positions of the text and the label column, and whether one was guessed from its content."""
     columns, mistakes, labelled = list(frame.columns), list[str](), reading.labels != "none"
 
     def find(flag: str, given: str | None, usual: tuple[str, ...]) -> int | None:
@@ -182,9 +183,9 @@ def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int
     if mistakes:
         raise ConfigError(mistakes)
     guessed = text_at is None or (labelled and label_at is None)
-    # An index, as pandas writes it, is neither.
+    # An index as pandas writes it is neither.
     likely = [i for i, column in enumerate(columns) if column.strip() and column != "Unnamed: 0"]
-    if text_at is None:  # the wordiest column, where no more columns than needed are there
+    if text_at is None:  # the wordiest column, if there are no more columns than needed
         free = [i for i in likely if i != label_at]
         if len(likely) <= 2 and free:
             text_at = max(free, key=lambda i: frame.iloc[:, i].astype(str).str.len().mean())
@@ -202,7 +203,7 @@ def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int
 
 
 def _with_completions(frame: pd.DataFrame, path: str, reading: Reading) -> Texts | None:
-    """Prompts with completions, or chats, where the columns say so; None where they do not."""
+    """Prompts with completions, or chats, if there are such columns; None otherwise."""
     given = (reading.prompt_column, reading.completion_column)
     columns = {column.strip().lower(): i for i, column in enumerate(frame.columns)}
     if given == (None, None):
@@ -226,7 +227,7 @@ def _with_completions(frame: pd.DataFrame, path: str, reading: Reading) -> Texts
             raise ConfigError(mistakes)
     prompts, completions = (frame.iloc[:, place] for place in places)
     mistakes = [
-        f"{path}: column {cells.name!r} must hold text; it does not in {_rows(strange)}"
+        f"{path}: column {cells.name!r} must be text; it is not in {_rows(strange)}"
         for cells in (prompts, completions)
         if (strange := ~cells.map(lambda cell: isinstance(cell, str))).any()
     ]
@@ -246,7 +247,7 @@ def _with_completions(frame: pd.DataFrame, path: str, reading: Reading) -> Texts
 
 
 def _chats(cells: pd.Series, path: str) -> Texts:
-    """Messages of role and content, the last one the assistant's."""
+    """Messages with role and content, the last one the assistant's."""
 
     def is_chat(cell: object) -> bool:
         if not isinstance(cell, list | tuple | np.ndarray) or len(cell) < 2:
@@ -263,7 +264,7 @@ def _chats(cells: pd.Series, path: str) -> Texts:
     if strange.any():
         raise ConfigError(
             f"{path}: {cells.name!r} must be a list of messages with role and content, the last "
-            f"one of the assistant; it is not in {_rows(strange)}"
+            f"one the assistant's; it is not in {_rows(strange)}"
         )
     chats = [[{k: m[k] for k in ("role", "content")} for m in cell] for cell in cells]
     return Texts([], None, chats=chats, columns=f"chats are column {cells.name!r}")
@@ -283,7 +284,7 @@ def _clean(
         mistakes.append(f"{path}: the text is missing in {_rows(texts.isna())}")
     elif other := [cell for cell in texts if not isinstance(cell, str)]:
         mistakes.append(
-            f"{path}: column {frame.columns[text_at]!r} must hold text, "
+            f"{path}: column {frame.columns[text_at]!r} must be text, "
             f"got {other[0]}; {_shown(frame.columns)}"
         )
     values = None
@@ -308,8 +309,8 @@ def _labels(cells: pd.Series, labels: Labels) -> tuple[pd.Series, list[str]]:
     if several.any():
         return cells, [
             f"the label is a list or an object in {_rows(several)}, such as "
-            f"{cells[several].iloc[0]!r}; a row has one label: choose one, join them to one "
-            "name, or make a file for each question"
+            f"{cells[several].iloc[0]!r}; a row must have one label: choose one, join them into "
+            "one name, or make a separate file for each question"
         ]
     names = cells.map(class_name, na_action="ignore")
     missing = names.isna() | (names == "")

@@ -1,7 +1,7 @@
-"""Which rows are taken for validation and test, and on which of them trials are compared.
+"""Which rows are used for validation and test, and on which of them trials are compared.
 
-A row is chosen by the hash of its own tokens, class by class: the same rows for every seed, file
-order and machine, and each class with its share. Equal rows stay together.
+Rows are chosen by a hash of their tokens, stratified by class: the same rows for every seed, file
+order and machine. Equal rows stay together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _BINS = 10  # strata of labels that are numbers, by size
 
 @dataclass
 class Rows:
-    """One split: token ids by row, and the class name or number of each where it has one.
+    """One split: token ids by row, and the class name or number of each row if it has one.
 
-    learned_from: the first token of each row that is learned, where the ones before are given
-    (the completion of a prompt); None: all are learned
+    learned_from: for each row, the first token that counts in the loss (the completion after its
+        prompt); None: all do
     """
 
     tokens: list[Tokens]
@@ -40,16 +40,16 @@ class Rows:
 
 
 def split_off(rows: Rows, count: int, labels: Labels, *, later: int) -> tuple[Rows, Rows]:
-    """(the rest, about `count` different rows with all their repetitions).
+    """(the rest, about `count` different rows with all their repetitions), stratified by class.
 
-    Each class gives its share, and one row at least. A class stays whole that would leave nothing
-    for training and the `later` splits still to be taken.
+    Each class gives at least one row. A class stays whole if nothing of it would be left for
+    training and for the `later` splits still to be taken.
     """
     strata = _strata(rows, labels)
     wanted = _shares({name: len(known) for name, known in strata.items()}, count)
     taken: set[Tokens] = set()
     for name, known in strata.items():
-        # A class is to be seen everywhere; the one stratum of unlabelled rows is no class.
+        # Every split should have every class; the single stratum of unlabelled rows is not a class.
         least = 2 + later if labels == "classes" else 1
         if len(known) >= least:
             taken.update(known[: max(wanted[name], 1 if labels == "classes" else 0)])
@@ -61,7 +61,7 @@ def split_off(rows: Rows, count: int, labels: Labels, *, later: int) -> tuple[Ro
 
 
 def sample(rows: Rows, count: int, labels: Labels) -> Rows:
-    """`count` of the rows, each class with its share; all where there are no more."""
+    """`count` of the rows, stratified by class; all of them if there are no more."""
     if len(rows.tokens) <= count:
         return rows
     strata: dict[Hashable, list[int]] = defaultdict(list)
@@ -77,7 +77,7 @@ def sample(rows: Rows, count: int, labels: Labels) -> Rows:
 
 
 def _shares(sizes: dict[Hashable, int], count: int) -> dict[Hashable, int]:
-    """`count` by the strata's sizes: largest remainders first, so that they add up to it."""
+    """`count` divided by the strata's sizes, with the largest remainder method."""
     total = sum(sizes.values())
     exact = {name: min(count, total) * size / total for name, size in sizes.items()}
     shares = {name: int(share) for name, share in exact.items()}
@@ -89,8 +89,8 @@ def _shares(sizes: dict[Hashable, int], count: int) -> dict[Hashable, int]:
 
 
 def _strata(rows: Rows, labels: Labels) -> dict[Hashable, list[Tokens]]:
-    """Stratum -> its different rows, in the order in which they are taken. A text that has several
-    labels counts for its most frequent one."""
+    """Stratum -> its different rows, in the order in which they are taken. A text with several
+    labels counts as its most frequent one."""
     votes: dict[Tokens, Counter[Hashable]] = defaultdict(Counter)
     for row, stratum in zip(rows.tokens, _stratum_of_row(rows, labels), strict=True):
         votes[row][stratum] += 1
@@ -101,7 +101,7 @@ def _strata(rows: Rows, labels: Labels) -> dict[Hashable, list[Tokens]]:
 
 
 def _stratum_of_row(rows: Rows, labels: Labels) -> Sequence[Hashable]:
-    """Its class, or how large its number is among the others."""
+    """Each row's class, or the quantile of its number."""
     if rows.labels is None:
         return [0] * len(rows.tokens)
     if labels == "classes":

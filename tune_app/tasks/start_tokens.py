@@ -1,4 +1,4 @@
-"""What prompts can begin with: tokens of the model's own vocabulary, chosen by the task."""
+"""What prompts can be initialised with: tokens of the model's vocabulary, chosen by the task."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MOST_FREQUENT = 5000
 
 @dataclass(frozen=True)
 class StartTokens:
-    """Token ids without special tokens; empty where a search has no such thing.
+    """Token ids without special tokens; empty if a search has none of that kind.
 
-    `frequent` are the most frequent tokens of the training rows, not of the tokenizer's list: not
-    every tokenizer's ids are in the order of frequency, and what the task talks about is known.
+    `frequent` are the most frequent tokens of the training rows, not the first ids of the
+    tokenizer: not every tokenizer orders its ids by frequency, and these fit the task's subject.
     """
 
     frequent: tuple[int, ...] = ()  # the most frequent one first
@@ -32,7 +32,7 @@ def start_tokens(
     init_text: str | None,
     tokenizer: Any,
 ) -> StartTokens:
-    """The start tokens of a task: `rows` are its training rows as token ids."""
+    """The start tokens for training rows, given as token ids."""
     counts = Counter(chain.from_iterable(rows))
     for special in tokenizer.all_special_ids:
         counts.pop(special, None)

@@ -1,4 +1,4 @@
-"""Real text that every Python installation carries, so that the default run downloads nothing.
+"""Real text from the Python installation itself, so that the default run downloads nothing.
 
 Two collections:
 
@@ -6,8 +6,8 @@ Two collections:
   text that the demo model was pretrained on);
 - the topics of the Python language reference (`pydoc_data.topics`), for causal language modelling.
 
-A text belongs to the split that its own hash says, so a split never depends on the order of files,
-and the demo model's pretraining never saw a text of the validation or test split.
+A text's split follows from its hash, so it never depends on the order of files, and the demo
+model's pretraining never saw a text of the validation or test split.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PACKAGES = (
     "xml",
 )
 
-_MIN_CHARS = 20  # "Close the file." says nothing about where it stands
+_MIN_CHARS = 20  # "Close the file." does not reveal its package
 
 
 def split_of(text: str) -> str:
@@ -45,8 +45,8 @@ def split_of(text: str) -> str:
 def stdlib_docstrings(packages: tuple[str, ...] | None = None) -> Iterator[tuple[str, str]]:
     """Yields (docstring, package) over the standard library, each docstring once.
 
-    A docstring that stands in several places counts for the first; white space is folded, because
-    two copies with other line breaks would otherwise land in two splits.
+    A docstring that appears in several places counts for the first. White space is folded, because
+    copies with different line breaks would otherwise end up in different splits.
     """
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     if packages is None:
@@ -61,7 +61,7 @@ def stdlib_docstrings(packages: tuple[str, ...] | None = None) -> Iterator[tuple
         try:
             tree = ast.parse(file.read_text("utf-8"))
         except (SyntaxError, UnicodeDecodeError):
-            continue  # lib2to3 keeps deliberately broken files
+            continue  # lib2to3 has deliberately broken files
         for node in ast.walk(tree):
             if not isinstance(
                 node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,4 +1,4 @@
-"""What is known of the data before anything is trained, for people and for the run's events."""
+"""What is known about the data before training, for people and for the run's events."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The data of a run in figures; `search_started` holds it.
+    """A run's data in numbers; part of the `search_started` event.
 
     rows: split ("train", "valid", "test") -> its rows
     judged: how many validation rows trials are compared on
-    class_names: by class index; empty where labels are no classes
+    class_names: by class index; empty if labels are not classes
     class_counts: split -> rows of each class, by class index; empty like class_names
     constant_answer: the one answer that the training rows suggest (the most frequent class, the
-        mean number); "" where rows have no labels
-    constant: split, or "judged" -> the task's metric of always giving that answer (the most
-        frequent class's accuracy, say); empty where rows have no labels. NaN where it has no value
-    scale: how labels that are numbers were standardised
-    columns: split -> which of its columns is what, in words; empty without columns
-    cut: split -> (texts that max_length cut, texts)
-    length_of_a_twentieth: the max_length that would cut a twentieth of the texts; None without any
+        mean number); "" if rows have no labels
+    constant: split, or "judged" -> the task's metric of always giving that answer (such as the
+        accuracy of the most frequent class), NaN if undefined; empty if rows have no labels
+    scale: how labels that are numbers were standardised columns: split -> which of its columns is
+    what, in words; empty if there are no columns cut: split -> (texts that max_length cut, all
+    texts) length_of_a_twentieth: the max_length that would cut a twentieth of the texts; None
+    without texts
     """
 
     rows: dict[str, int]
@@ -43,11 +43,11 @@ class DataSummary:
     length_of_a_twentieth: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping that `from_dict` takes, as JSON gives it back."""
+        """The mapping that `from_dict` takes, ready for JSON."""
         return asdict(self)
 
     def in_words(self, metric: str) -> list[str]:
-        """Lines for the terminal: rows, columns, classes and what one constant answer reaches."""
+        """Lines for the terminal: rows, columns, classes, and how good a constant answer is."""
         rows = ", ".join(f"{amount:,} {split}" for split, amount in self.rows.items())
         lines = [f"rows: {rows}"]
         for columns in dict.fromkeys(self.columns.values()):
@@ -68,9 +68,9 @@ class DataSummary:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any] | None) -> DataSummary | None:
-        """The summary in an event; None in one of a run that was made before there were any.
+        """The summary in an event; None in a run that was made before there were summaries.
 
-        Raises TypeError, ValueError or AttributeError where the mapping is no summary.
+        Raises TypeError, ValueError or AttributeError if the mapping is not a summary.
         """
         if not mapping:
             return None
@@ -92,7 +92,7 @@ def summarise(
     columns: Mapping[str, str],
     lengths: Lengths,
 ) -> DataSummary:
-    """The summary of the tokenised splits and of "judged", the sample of the validation rows."""
+    """The summary of the tokenised splits, and of "judged", the sample of validation rows."""
     counts: dict[str, tuple[int, ...]] = {}
     constant: dict[str, float] = {}
     train_N, answer = splits["train"].labels_N, ""

@@ -1,4 +1,4 @@
-"""Texts into rows of tokens, and how many of them were cut."""
+"""From texts to rows of tokens, and how many of them were cut."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class SplitLengths:
 
     tokens: list[int] = field(default_factory=list)
     dropped: int = 0
-    completions_cut: int | None = None  # None where rows have no completions
+    completions_cut: int | None = None  # None if rows have no completions
 
 
 @dataclass
 class Lengths:
-    """What cutting to `max_length` did."""
+    """The effect of cutting to `max_length`."""
 
     max_length: int
     splits: dict[str, SplitLengths] = field(default_factory=dict)
@@ -41,12 +41,13 @@ class Lengths:
 
     @property
     def of_a_twentieth(self) -> int | None:
-        """The shortest max_length that cuts a twentieth of all texts at most; None without any."""
+        """The smallest max_length that cuts at most a twentieth of all texts; None without
+        texts."""
         lengths = sorted(n for known in self.splits.values() for n in known.tokens)
         return lengths[len(lengths) - 1 - len(lengths) // 20] if lengths else None
 
     def notes(self) -> list[str]:
-        """One sentence for each split that is not whole."""
+        """One sentence for each split in which texts were cut or dropped."""
         notes = []
         for split, (longer, texts) in self.cut.items():
             if longer:
@@ -54,7 +55,7 @@ class Lengths:
                 how = (
                     "were cut"
                     if cut is None
-                    else f"their prompts were cut at the beginning, {cut} completions at the end"
+                    else f"lost the beginning of their prompt, and {cut} the end of the completion"
                 )
                 notes.append(
                     f"{longer} of {texts} {split} texts are longer than --max-length "
@@ -71,10 +72,10 @@ class Lengths:
 
 
 def tokenise(part: Texts, task: Task, limit: int, tokenizer: Any, lengths: SplitLengths) -> Rows:
-    """Rows of at most `limit` tokens; what cutting did is added to `lengths`."""
+    """Rows of at most `limit` tokens; the effect of cutting is added to `lengths`."""
     if part.completions is not None or part.chats is not None:
         return _taught(part, limit, tokenizer, lengths)
-    # verbose: no warning about the model's longest input, since rows are cut right here
+    # verbose: no warning about the model's longest input, because rows are cut below
     ids = tokenizer(part.texts, add_special_tokens=True, verbose=False)["input_ids"]
     if part.is_stream:
         stream = ids[0]
@@ -82,7 +83,7 @@ def tokenise(part: Texts, task: Task, limit: int, tokenizer: Any, lengths: Split
     else:
         tokens = [tuple(row[:limit]) for row in ids]
         lengths.tokens += [len(row) for row in ids]
-    # a language model learns from a row's second token on
+    # a language model learns from the second token of a row on
     least = 2 if task.unit == "token" else 1
     kept = [i for i, row in enumerate(tokens) if len(row) >= least]
     if not part.is_stream:
@@ -91,18 +92,18 @@ def tokenise(part: Texts, task: Task, limit: int, tokenizer: Any, lengths: Split
 
 
 def _taught(part: Texts, limit: int, tokenizer: Any, lengths: SplitLengths) -> Rows:
-    """Prompts with their completions, of which alone is learned.
+    """Prompts with completions; only the completions count in the loss.
 
-    A row that is too long loses the beginning of its prompt, all but a token; only then the end of
-    its completion. Prompt and completion are tokenised apart, as in use, when the completion is yet
-    to come; the end token after it teaches where to stop.
+    A row that is too long loses the beginning of its prompt, up to all but one token, and only then
+    the end of its completion. Prompt and completion are tokenised separately, because in use the
+    prompt comes alone; the end token after the completion teaches where to stop.
     """
     prompts, completions = part.texts, part.completions or []
     if part.chats is not None:
         pairs = [_rendered(chat, tokenizer) for chat in part.chats]
         prompts, completions = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
     options = {"verbose": False}
-    # A chat template writes special tokens itself.
+    # A chat template adds special tokens itself.
     begins = tokenizer(prompts, add_special_tokens=part.chats is None, **options)["input_ids"]
     ends = tokenizer(completions, add_special_tokens=False, **options)["input_ids"]
     end = tokenizer.eos_token_id
@@ -128,12 +129,12 @@ def _taught(part: Texts, limit: int, tokenizer: Any, lengths: SplitLengths) -> R
 def _rendered(chat: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
     """(the chat up to the last answer, that answer) as the model's own template writes them.
 
-    Raises ConfigError where it has none, or one that does not take such chats.
+    Raises ConfigError if it has no template, or one that does not accept such chats.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "--model: has no chat template, so nothing says how it reads messages; take a model "
-            "that was tuned for chats, or give --prompt-column and --completion-column."
+            "--model: has no chat template, which messages need; use a model that was tuned for "
+            "chats, or give --prompt-column and --completion-column."
         )
     try:
         prompt: str = tokenizer.apply_chat_template(
@@ -144,7 +145,7 @@ def _rendered(chat: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
         raise ConfigError(f"--model: its chat template refuses a chat: {error}") from error
     if not whole.startswith(prompt):
         raise ConfigError(
-            "--model: its chat template writes a chat otherwise once it is answered, so its answer "
-            "cannot be told from its prompt; give --prompt-column and --completion-column."
+            "--model: its chat template changes the prompt once there is an answer, so the two "
+            "cannot be separated; give --prompt-column and --completion-column."
         )
     return prompt, whole[len(prompt) :]

@@ -106,7 +106,7 @@ class PromptTunedModel(nn.Module):
             for name, value in answer.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
         loss /= sums["targets"]
-        return Evaluation(loss, self.task.figures(loss, sums))
+        return Evaluation(loss, self.task.metrics(loss, sums))
 
     def answer(self, request: Request) -> Answer:
         """The runner's answer, counted in `usage`."""

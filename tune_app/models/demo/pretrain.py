@@ -2,7 +2,7 @@
 
 A Llama of 4 layers x 128 with a byte-level BPE of 2,048 pieces, trained on the docstrings of the
 installed standard library. Same Python version, same torch, same machine: same weights.
-`model/README.md` says which of them made the files that the project ships.
+`model/README.md` says which of them made the files that come with the project.
 """
 
 from __future__ import annotations
