@@ -207,7 +207,7 @@ def ray_cluster(home: Path) -> Iterator[str]:
 )
 def test_a_search_runs(line: str, home: Path, request: pytest.FixtureRequest) -> None:
     more = {}
-    if "--resume" in line:
+    if "--resume" in line or "--warm-start" in line:
         request.getfixturevalue("reviews")
     if "--peers" in line:
         line = line.replace(PEER, request.getfixturevalue("peer"))

@@ -21,7 +21,8 @@ from test_host import updates_of
 from tune_app.models.folder import model_folder
 from tune_app.report.results import load
 from tune_app.report.write import write_all
-from tune_app.run.events import OtherEvent, RunState, event_from_json, read
+from tune_app.run.event_log import read
+from tune_app.run.events import OtherEvent, RunState, event_from_json
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import judged_otherwise

@@ -127,6 +127,29 @@ def test_a_table_is_found_again_by_a_resumed_run(
     assert kept.train == str(again.path / "given" / "train.parquet")
 
 
+def test_an_earlier_run_begins_a_new_one_and_a_resume_keeps_that(
+    found: SimpleNamespace, settings: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    given = {**settings, "train": home / "reviews.csv", "steps": 3, "concurrency": 1, "confirm": 0}
+    asked = {"trials": 3, "warm_start": [found.run], "out": tmp_path / "new", "seed": 4}
+    run = tune_app.run_search(**given, **asked)
+    first = run.trials.set_index("origin").loc["warm_start"]
+    earlier = found.run.trials.query("origin == 'suggested'")["lr"]
+    assert float(first["lr"]) in list(earlier)
+    assert "Warm start from" in (run.path / "summary.txt").read_text()
+    assert "Warm start from" in run.report.read_text()
+
+    more = tune_app.run_search(resume=run.path, trials=5)
+    whole = tune_app.run_search(**given, **asked | {"trials": 5, "out": tmp_path / "whole"})
+    lrs = [sorted(each.trials[["trial", "lr"]].itertuples(index=False)) for each in (more, whole)]
+    assert lrs[0][:3] == lrs[1][:3]
+    assert sum(origin == "warm_start" for origin in more.trials["origin"]) == 1
+    written = (more.path / "events.jsonl").read_text()
+    assert written.count('"warm_started"') == 1
+    with pytest.raises(ConfigError, match="warm_start: is for the beginning of a search"):
+        tune_app.run_search(resume=run.path, trials=6, warm_start=found.run)
+
+
 def test_the_prompts_of_a_run(found: SimpleNamespace) -> None:
     with found.run.prompts() as prompts:
         ((name, probability),) = prompts.classify(["wing nest song"])

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 
-from tune_app.run.events import EventLog
+from tune_app.run.event_log import EventLog
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
 from tune_app.run.trial_report import Report

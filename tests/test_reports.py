@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_app.report.tables import write_tables
-from tune_app.run.events import TrialEnded, TrialReported, TrialStarted, append
+from tune_app.run.event_log import append
+from tune_app.run.events import TrialEnded, TrialReported, TrialStarted
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import EVALUATIONS, Report, Usage, evaluation_steps, outcome

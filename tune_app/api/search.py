@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -47,6 +47,7 @@ def run_search(
     valid: Any = None,
     test: Any = None,
     space: Any = "default",
+    warm_start: Sequence[str | Path | Run] = (),
     progress: bool = False,
     **settings: Any,
 ) -> Run:
@@ -56,6 +57,7 @@ def run_search(
         `train`, the built-in text of the task. Tables are kept in the run's folder.
     space: a name, a path, a function of an Optuna trial, or a dict of Ray Tune's domains, in which
         plain values are constants: `{"lr": tune.loguniform(1e-4, 1e-1), "warmup_steps": 10}`
+    warm_start: earlier runs, whose best configs run first and shape what is suggested
     progress: prints a line for each trial; without it nothing is printed
     settings: the flags of `python -m tune_app.search` by name: `trials=16`, `model="demo"`,
         `executor="in-process"`, ...; `resume=FOLDER` continues a run
@@ -69,6 +71,8 @@ def run_search(
         folder = Path(staged)
         data = data_files({"train": train, "valid": valid, "test": test}, folder)
         given = {"quiet": not progress, **settings, **data}
+        if warm_start:
+            given["warm_start"] = _paths(warm_start)
         if settings.get("resume") is not None:
             config = _resumed(given, space, folder)
         else:
@@ -79,6 +83,12 @@ def run_search(
         with run.lock(), _process_as_before():
             config = replace(kept(config, folder, run), out=run.path)
             return _searched(config, replace(checked, text=_kept_text(checked.text, folder, run)))
+
+
+def _paths(runs: Any) -> list[str]:
+    """Folders of runs that are given as such, as paths, or one alone."""
+    several = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    return [str(run.path if isinstance(run, Run) else run) for run in several]
 
 
 def load_run(path: str | Path) -> Run:

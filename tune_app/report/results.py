@@ -14,7 +14,7 @@ import yaml
 
 from tune_app.report.confirmation import Evidence, confirmation
 from tune_app.run import test_rows
-from tune_app.run.events import RunState, SearchStarted, TrialState
+from tune_app.run.events import RunState, SearchStarted, TrialState, WarmStarted
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.tasks.known import TASKS
 from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective, always_the_most_frequent
@@ -67,6 +67,7 @@ class Results:
     running: bool
     reason: str  # why the search ended; empty while it runs or where it died
     seconds: float  # wall time, pauses between a kill and a resume left out
+    warm: WarmStarted | None  # what the search took over from earlier runs
     computed: dict[str, Any] = field(default_factory=dict, repr=False)  # what is asked for often
 
     @property
@@ -189,6 +190,7 @@ def load(run: RunDir) -> Results:
         running=running,
         reason="" if state.ended is None else state.ended.reason,
         seconds=state.seconds,
+        warm=state.warm,
     )
 
 

@@ -14,12 +14,11 @@ from tune_app.report.verdict import verdict
 from tune_app.report.words import (
     DASH,
     baseline_name,
-    baselines_in_words,
     changes_in_words,
-    classes_in_words,
     count,
     duration,
     exported,
+    notes,
     number,
     plural,
     sampled_values,
@@ -134,8 +133,9 @@ def _verdict(results: Results, width: int) -> str:
         lines.append(f"Best config: {sampled_values(best, results)}")
         changes = changes_in_words(results.changes(int(best["trial"])))
         lines += [f"  {line}" for line in changes]
-    lines += [line for line in (baselines_in_words(results), *classes_in_words(results)) if line]
-    return "\n".join(textwrap.fill(line, width) for line in lines)
+    lines += notes(results)
+    # A path that is broken at its hyphens cannot be copied.
+    return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
 
 
 def _confirmation(results: Results, width: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from tune_app.report.results import Results
+from tune_app.run.events import WarmStarted
+from tune_app.study.prior import from_json
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -121,6 +123,24 @@ def baselines_in_words(results: Results) -> str:
         f"In the search (validation, one seed): {'; '.join(said)}. The answer is stated against "
         f"trial {default['trial']}."
     )
+
+
+def notes(results: Results) -> list[str]:
+    """What an answer is to be read with, a sentence or two each."""
+    warm = "" if results.warm is None else warm_start_in_words(results.warm)
+    said = [baselines_in_words(results), warm, *classes_in_words(results)]
+    return [line for line in said if line]
+
+
+def warm_start_in_words(warm: WarmStarted) -> str:
+    """What a search has taken over from earlier runs: the configs that run first, and its
+    priors."""
+    runs = " and ".join(f"{run} ({plural(n, 'trial')})" for run, n in warm.trials.items())
+    amount = len(warm.first)
+    configs = f"{amount} of their best configs" if amount > 1 else "their best config"
+    configs = configs if amount else "none of their configs, which are not of this space"
+    priors = "; ".join(f"{name} {from_json(prior)}" for name, prior in warm.priors.items())
+    return f"Warm start from {runs}. Run first: {configs}. Expected: {priors or 'nothing'}."
 
 
 _MOST_CLASSES = 8

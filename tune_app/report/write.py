@@ -11,7 +11,8 @@ from tune_app.report.page.page import report_page
 from tune_app.report.results import Results, load
 from tune_app.report.summary import summary
 from tune_app.report.tables import tables
-from tune_app.run.events import TrialEnded, read
+from tune_app.run.event_log import read
+from tune_app.run.events import TrialEnded
 from tune_app.run.run_dir import RunDir
 
 # How often the page of a running search is rebuilt at most; it takes half a second of one core.

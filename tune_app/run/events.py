@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -85,6 +85,24 @@ class SearchResumed(SearchStarted):
     """Another command continues the run."""
 
     kind = "search_resumed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStarted(Event):
+    """What a search has taken over from earlier runs: of each, how many trials were ranked; the
+    configs that run first, after the baselines; priors as `study.prior.to_json` writes them."""
+
+    kind = "warm_started"
+    trials: Mapping[str, int] = field(default_factory=dict)
+    first: tuple[TrialConfig, ...] = ()
+    priors: Mapping[str, Any] = field(default_factory=dict)
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {"first": [config.to_dict() for config in self.first]}
+
+    @classmethod
+    def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+        return given | {"first": tuple(map(TrialConfig.from_known, given.get("first", ())))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +239,7 @@ _KINDS: dict[str, type[Event]] = {
     for kind in (
         SearchStarted,
         SearchResumed,
+        WarmStarted,
         SearchEnded,
         TrialStarted,
         TrialReported,
@@ -242,27 +261,6 @@ def event_from_json(line: Mapping[str, Any]) -> Event:
         return kind.from_json(line)
     except (KeyError, TypeError, ValueError):
         return OtherEvent(time=line["time"])
-
-
-def append(run: RunDir, event: Event) -> None:
-    run.append_event(event.to_json())
-
-
-def read(run: RunDir) -> list[Event]:
-    """All events of a run in the order written."""
-    return [event_from_json(line) for line in run.events()]
-
-
-class EventLog:
-    """Where a running command writes its events: to the run's file, and to its listeners."""
-
-    def __init__(self, run: RunDir, *listeners: Callable[[Event], None]) -> None:
-        self._run, self._listeners = run, listeners
-
-    def record(self, event: Event) -> None:
-        append(self._run, event)
-        for listen in self._listeners:
-            listen(event)
 
 
 # ------------------------------------------------------------------------------ the state of a run
@@ -333,6 +331,7 @@ class RunState:
     first: SearchStarted | None = None  # the command that made the run
     search: SearchStarted | None = None  # the latest command; what it left out stays as before
     ended: SearchEnded | None = None  # None while the latest command is running, or if it died
+    warm: WarmStarted | None = None  # what the search took over from earlier runs
     trials: dict[int, TrialState] = field(default_factory=dict)
     rounds: list[PopulationChanged] = field(default_factory=list)
     seconds: float = 0.0  # wall time, without the pauses between commands
@@ -348,7 +347,7 @@ class RunState:
 
     @classmethod
     def read(cls, run: RunDir) -> RunState:
-        return cls.of(read(run))
+        return cls.of(event_from_json(line) for line in run.events())
 
     @property
     def tokens(self) -> int:
@@ -362,6 +361,8 @@ class RunState:
             self.first = self.first or event
             self.search = event if self.search is None else _over(event, self.search)
             self.ended = None
+        elif isinstance(event, WarmStarted):
+            self.warm = event
         elif isinstance(event, SearchEnded):
             self.ended = event
         elif isinstance(event, PopulationChanged):

@@ -78,8 +78,9 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
                 continue
             if default is not None and default != ():
                 text += f" (default: {default})"
-            if hint == tuple[str, ...]:
-                options: dict[str, Any] = {"nargs": "*", "action": "extend", "metavar": "ADDRESS"}
+            if typing.get_origin(hint) is tuple:
+                what = "ADDRESS" if typing.get_args(hint)[0] is str else "RUN"
+                options: dict[str, Any] = {"nargs": "*", "action": "extend", "metavar": what}
             else:  # optional, so that a missing value is reported along with all other mistakes
                 options = {"nargs": "?", "metavar": _metavar(hint)}
             group.add_argument(flag_of(name), help=text, **options)

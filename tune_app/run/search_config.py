@@ -221,6 +221,13 @@ class SearchConfig:
         "off: ignore the space's priors (where it expects good values)",
         parse=parse_prior_use,
     )
+    warm_start: tuple[Path, ...] = setting(
+        (),
+        _HOW,
+        "folders of earlier runs, with other data or another model, say: their best configs run "
+        "first, and what ranked high in them is tried more often",
+        roles=Role.ONE_CALL,
+    )
     scheduler: TrialScheduler = setting(
         "asha",
         _HOW,

@@ -17,6 +17,7 @@ from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, settings_with
 from tune_app.run.settings import Role
+from tune_app.search.warm_start import check_warm_start
 from tune_app.serve.checks import check_petals
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
@@ -54,6 +55,8 @@ def check_everything(config: SearchConfig, *, needs_data: bool = True) -> Search
     trial_is_fine = not any(message.startswith("trial:") for message in messages)
     if config.scheduler == "pbt" and space is not None and trial_is_fine:
         messages += check_population(config, space)
+    if space is not None:
+        messages += check_warm_start(config, space)
     messages += _check_mlflow(config) + _check_wandb(config)
     if config.resume is not None and space is not None and not messages:
         messages += _check_resumed(config, space, RunDir(config.resume))

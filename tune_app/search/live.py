@@ -15,7 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from tune_app.report.words import changes_in_words, duration, number, plural
+from tune_app.report.words import changes_in_words, duration, number, plural, warm_start_in_words
+from tune_app.run.event_log import read
 from tune_app.run.events import (
     Event,
     PopulationChanged,
@@ -24,7 +25,7 @@ from tune_app.run.events import (
     TrialReported,
     TrialRetried,
     TrialState,
-    read,
+    WarmStarted,
 )
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
@@ -128,6 +129,8 @@ class LiveView:
         if isinstance(event, SearchResumed):
             self._progress.replay(read(self._run))
         trial = self._progress.listen(event)
+        if isinstance(event, WarmStarted):
+            self.say(f"note: {warm_start_in_words(event)}")
         if isinstance(event, PopulationChanged) and not self._is_live:
             self._tell_changes(event)
         if trial is not None:

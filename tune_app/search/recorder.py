@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tune_app.run.events import EventLog, TrialEnded, TrialReported, TrialRetried, TrialStarted
+from tune_app.run.event_log import EventLog
+from tune_app.run.events import TrialEnded, TrialReported, TrialRetried, TrialStarted
 from tune_app.run.run_dir import Status
 from tune_app.run.trial_report import Report, outcome
 from tune_app.search.trial_job import TrialJob

@@ -50,7 +50,7 @@ class TrialJob:
 
     number: the trial's number in the study, or `confirmation_number`
     checkpoint: folder where its state is saved, and found again after an interruption
-    origin: "default", "enqueued", "suggested" or "confirm"
+    origin: "default", "enqueued", "warm_start", "suggested" or "confirm"
     of: the trial that a confirmation run repeats
     look: of a confirmation run: 0 where it chooses, else the number of the look that it is for
     test: evaluate on the whole test split too, at the end (confirmation runs that judge)

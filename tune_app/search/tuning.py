@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tune_app.report.results import load
 from tune_app.report.write import kept_fresh
-from tune_app.run.events import EventLog, RunState, SearchEnded, SearchResumed, SearchStarted
+from tune_app.run.event_log import EventLog
+from tune_app.run.events import RunState, SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import check_same_data, judged_otherwise
@@ -19,7 +20,8 @@ from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import JobList, StudyTrials
 from tune_app.search.tracking import trackers
 from tune_app.search.trial_job import TrialJob, confirmation_number
-from tune_app.study.prior import with_priors
+from tune_app.search.warm_start import take_over
+from tune_app.study.prior import from_json, with_priors
 from tune_app.study.pruners import build_pruner
 from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
@@ -74,6 +76,11 @@ def search(
     name = study_name(config, run)
     study, base = open_study(config, run, name), config.base_trial()
     begins = SearchStarted if before.first is None else SearchResumed
+    warm = before.warm
+    if config.warm_start and warm is None:  # before all others, so that no kill comes between
+        warm = take_over(config, space)
+        log.record(warm)
+    earlier = () if warm is None else warm.first
     log.record(
         begins(
             trials=config.trials,
@@ -91,7 +98,9 @@ def search(
         log.record(event)
     ending.begin(RunState.read(run))
     # They come first in the study too, so that those that a kill kept out of it can be told.
-    for first in space.first_trials(base, config.trial)[len(study.get_trials(deepcopy=False)) :]:
+    for first in space.first_trials(base, config.trial, earlier)[
+        len(study.get_trials(deepcopy=False)) :
+    ]:
         first.enqueue(study)
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     left = config.trials - len(done)
@@ -101,9 +110,9 @@ def search(
         sampler = build_sampler(
             "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
         )
-        if config.prior == "on":
-            sampler = with_priors(sampler, space, config.seed)
-        study.sampler = sampler
+        taken = {} if warm is None else {k: from_json(v) for k, v in warm.priors.items()}
+        expected = space.expecting(taken, own=config.prior == "on")
+        study.sampler = with_priors(sampler, expected, config.seed)
         if config.executor == "in-process":
             study.pruner = build_pruner(config.scheduler, config.steps)
         trials = StudyTrials(study, space, base, run, ending)

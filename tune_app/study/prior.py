@@ -6,8 +6,9 @@ the whole space, and its share then shrinks (`share`), so a wrong prior costs on
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ _FIRST_TRIALS = 8
 # On the recorded curves a half gains no more than a third if the prior is right, and costs more if
 # it is wrong (benchmarks/README.md).
 _FIRST_SHARE = 1 / 3
+# What a prior that is fitted to earlier runs leaves open.
+_LEAST_SPREAD = 1 / 8  # of a parameter's range
+_LEAST_WEIGHT = 1 / 4  # of all choices together
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class NumberPrior:
         return round(value) if isinstance(distribution, IntDistribution) else value
 
     def __str__(self) -> str:
-        return f"around {self.center:g}, spread {self.spread:g}"
+        return f"around {self.center:.3g}, spread {self.spread:.3g}"
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,50 @@ class ChoicePrior:
         return distribution.choices[int(rng.choice(len(weights), p=weights / weights.sum()))]
 
     def __str__(self) -> str:
-        return ", ".join(f"{choice} {weight:g}" for choice, weight in self.weights.items())
+        return ", ".join(f"{choice} {weight:.2g}" for choice, weight in self.weights.items())
 
 
 Prior = NumberPrior | ChoicePrior
+
+
+def fitted(values: Sequence[tuple[Any, float]], distribution: BaseDistribution) -> Prior:
+    """The prior that (value, weight) pairs speak for; the values lie in the distribution.
+
+    Weights count as parts of one run. A few values that agree are no reason to look nowhere else:
+    a spread is an eighth of the range at least, and every choice has some weight.
+    """
+    weights = np.array([weight for _, weight in values])
+    weights = weights / weights.sum()
+    if isinstance(distribution, CategoricalDistribution):
+        shares = dict.fromkeys(distribution.choices, _LEAST_WEIGHT / len(distribution.choices))
+        for (choice, _), weight in zip(values, weights, strict=True):
+            shares[choice] += (1 - _LEAST_WEIGHT) * float(weight)
+        return ChoicePrior(shares)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    numbers = np.array([float(value) for value, _ in values])
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        numbers, low, high = np.log(numbers), math.log(low), math.log(high)
+    center = float(weights @ numbers)
+    deviation = math.sqrt(float(weights @ (numbers - center) ** 2))
+    spread = max(deviation, (high - low) * _LEAST_SPREAD)
+    if distribution.log:
+        center, spread = math.exp(center), math.exp(spread)
+    return NumberPrior(center, spread)
+
+
+def to_json(prior: Prior) -> dict[str, Any]:
+    """The prior as JSON has it, where a choice may be a number: `from_json` reads it."""
+    if isinstance(prior, NumberPrior):
+        return {"center": prior.center, "spread": prior.spread}
+    return {"weights": [[choice, weight] for choice, weight in prior.weights.items()]}
+
+
+def from_json(value: Mapping[str, Any]) -> Prior:
+    """The prior that `to_json` has written."""
+    if "weights" in value:
+        return ChoicePrior({choice: float(weight) for choice, weight in value["weights"]})
+    return NumberPrior(float(value["center"]), float(value["spread"]))
 
 
 def share(trials_before: int) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class FirstTrial:
     `params` is its point in the space, or None where the space does not contain it.
     """
 
-    origin: str  # "default" or "enqueued"
+    origin: str  # "default", "enqueued" or "warm_start"
     config: TrialConfig
     params: dict[str, Any] | None
 
@@ -286,22 +286,31 @@ class SearchSpace:
         return trial.params if _normal(reached) == _normal(config) else None
 
     def first_trials(
-        self, base: TrialConfig, trial: Mapping[str, Any] | None = None
+        self,
+        base: TrialConfig,
+        trial: Mapping[str, Any] | None = None,
+        earlier: Sequence[TrialConfig] = (),
     ) -> list[FirstTrial]:
         """What runs before anything is suggested, each config once: the baselines, the config of
-        `trial` (SearchConfig.trial, from an earlier best.yaml), then `enqueue`."""
-        configs = baselines = self.baselines(base)
+        `trial` (SearchConfig.trial, from an earlier best.yaml), `enqueue`, then the best configs
+        of `earlier` runs."""
+        origins = dict.fromkeys(self.baselines(base), "default")
         if trial is not None:
-            configs = [*configs, TrialConfig.from_dict(trial, base)]
-        configs = configs + [self.trial_config(params, base) for params in self.enqueue]
+            origins.setdefault(TrialConfig.from_dict(trial, base), "enqueued")
+        for params in self.enqueue:
+            origins.setdefault(self.trial_config(params, base), "enqueued")
+        for config in earlier:
+            origins.setdefault(config, "warm_start")
         return [
-            FirstTrial(
-                "default" if config in baselines else "enqueued",
-                config,
-                self.params_of(config, base),
-            )
-            for config in dict.fromkeys(configs)
+            FirstTrial(origin, config, self.params_of(config, base))
+            for config, origin in origins.items()
         ]
+
+    def expecting(self, priors: Mapping[str, Prior], *, own: bool = True) -> SearchSpace:
+        """The space with these priors; other parameters keep their `own`, or have none."""
+        old = {p.name: p.prior for p in self.parameters if own}
+        parameters = (replace(p, prior={**old, **priors}.get(p.name)) for p in self.parameters)
+        return replace(self, parameters=tuple(parameters))
 
     def sample(self, n: int, seed: int) -> list[dict[str, Any]]:
         """n random points (params, and the constants of a Python space); same for the same seed."""

@@ -6,14 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tune_app.run.events import (
-    EventLog,
-    SearchEnded,
-    SearchStarted,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-)
+from tune_app.run.event_log import EventLog
+from tune_app.run.events import SearchEnded, SearchStarted, TrialEnded, TrialReported, TrialStarted
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig
 from tune_app.run.trial_report import Report, outcome

@@ -11,7 +11,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_app.run.events import Clone, EventLog, PopulationChanged, RunState
+from tune_app.run.event_log import EventLog
+from tune_app.run.events import Clone, PopulationChanged, RunState
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
