@@ -127,7 +127,7 @@ def test_command_leaves_nothing_behind(model, end, code):
     command = [sys.executable, "-m", "tune_app.serve", str(model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            lines = iter(process.stdout.readline, "Ctrl-C ends the swarm.\n")
+            lines = iter(process.stdout.readline, "Press Ctrl-C to stop the servers.\n")
             printed = "".join(lines)
             search = f"python -m tune_app.search --model {model} --request-tokens 4096 --peers "
             assert search + "/ip4/127.0.0.1/tcp/" in printed
@@ -190,15 +190,15 @@ def test_mistakes_about_several_machines_are_told_together(model):
     blocks, address, silent, malformed = caught.value.messages
     assert blocks == "blocks must be FIRST:END within 0:2 (the model's blocks), got 1:9."
     assert "must be one of this machine's" in address
-    assert "nobody answers at /ip4/127.0.0.1/tcp/1/p2p/12D3KooW" in silent
+    assert "no answer from /ip4/127.0.0.1/tcp/1/p2p/12D3KooW" in silent
     assert "got '127.0.0.1:31337'" in malformed
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--listen", "31337"], "must be ADDRESS:PORT, like 10.1.2.3:31337; got '31337'"),
-        (["--blocks", "0-2"], "must be FIRST:END, like 0:16; got '0-2'"),
+        (["--listen", "31337"], "must be ADDRESS:PORT, such as 10.1.2.3:31337, got '31337'"),
+        (["--blocks", "0-2"], "must be FIRST:END, such as 0:16, got '0-2'"),
         (["--listen", "127.0.0.1:1", "--port", "2"], "not allowed with argument"),
     ],
 )

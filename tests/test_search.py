@@ -174,6 +174,6 @@ def test_without_petals_a_swarm_says_what_installs_it(
     assert main(["--trials", "1"]) == 2
 
     assert capsys.readouterr().err.splitlines() == [
-        "a swarm needs petals: pip install --no-deps petals==2.2.0.post1 (or --backbone local)"
+        "a swarm needs petals: pip install --no-deps petals==2.2.0.post1 (or use --backbone local)"
     ]
     assert checks.INSTALL_PETALS in (ROOT / "pyproject.toml").read_text()

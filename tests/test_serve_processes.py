@@ -161,7 +161,7 @@ def test_a_server_ends_as_a_whole_and_comes_back_where_it_was(
     wait_until(lambda: len(said) == before + 2, 60)
     ended, again = said[before:]
     assert "the server of blocks 0:2 has ended (killed by SIGKILL)" in ended
-    assert again == "the server of blocks 0:2 serves again"
+    assert again == "the server of blocks 0:2 is back"
     assert replicated.peers == peers
     assert steps.wrong == []
 

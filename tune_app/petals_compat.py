@@ -2,14 +2,14 @@
 
 Import this module before petals, once in every process. Touches no network.
 
-Since 1.1.11 hivemind no longer re-exports, at its top level, names that petals imports from there.
-All of them still exist one level down, so they are put back.
+Since 1.1.11 hivemind no longer re-exports some names that petals imports from its top level. All of
+them still exist one level down, so they are put back.
 
-Petals' own model classes, its loading of weights, its LoRA adapters and its measuring of throughput
-are written for the transformers of 2023. Nothing else in petals knows a model: routing, autograd,
-task pools and caches pass tensors on. So these four are replaced by stand-ins before petals looks
-for them, and so is tensor_parallel, of which only a base class is used. Blocks and ends of models
-are those of `models/parts.py`; `serve/server.py` gives them to Petals' server.
+Petals' own model classes, its loading of weights, its LoRA adapters and its throughput measurement
+are written for the transformers of 2023. The rest of petals (routing, autograd, task pools, caches)
+only passes tensors on. So these four are replaced by stand-ins before petals imports them, and so
+is tensor_parallel, of which only a base class is used. Blocks and ends of models come from
+`models/parts.py`; `serve/server.py` gives them to Petals' server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-# hivemind reads its level once, at import: whoever wants more sets the variable.
+# hivemind reads its log level once, at import; set the variable to see more.
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
 os.environ["PETALS_IGNORE_DEPENDENCY_VERSION"] = "1"  # it asserts transformers < 4.35
 
@@ -48,10 +48,8 @@ _HOMES = {
 
 
 class TensorParallel(torch.nn.Module):
-    """Base class of what Petals' server takes for a block.
-
-    It asks such a module for `devices`, `output_device_index` and `module_shards`.
-    """
+    """Base class of the blocks in Petals' server, which reads their `devices`,
+    `output_device_index` and `module_shards`."""
 
 
 def _replaced(*_args: Any, **_kwargs: Any) -> None:

@@ -12,23 +12,23 @@ from tune_app.models.parts import Whole, blocks_of, load_whole
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5
-# More tokens than this in one pack gain nothing: kernels are saturated well before.
+# More tokens than this in one pack gain nothing, because kernels are saturated long before.
 _MOST_TOKENS, _MOST_TOKENS_CUDA = 4096, 65536
-# Positions of the two rows on which it is measured what a pass keeps.
+# Lengths of the two rows with which the memory of a pass is measured.
 _SHORT, _LONG = 16, 48
 
 
 class LocalBackbone:
     """Backbone over the whole model of transformers; see the protocol.
 
-    Raises ConfigError where the folder has no model that can be used.
+    Raises ConfigError if the folder has no model that can be used.
     """
 
     def __init__(
         self, model: str | Path, *, device: str, dtype: str, memory_share: float = 1.0
     ) -> None:
-        """`memory_share` of the machine's free memory is for this one of several hosts; a GPU has
-        one host."""
+        """memory_share: how much of the machine's free memory this host may use, if there are
+        several; a GPU has only one host"""
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
         self._model = load_whole(model, self.dtype).to(self.device)
         self._whole = Whole(self._model)
@@ -57,11 +57,11 @@ class LocalBackbone:
         pass
 
     def _limits(self) -> PackLimits:
-        """So large that what a pass keeps for its backward pass fits into the memory bound.
+        """The largest packs whose activations for the backward pass fit into the memory budget.
 
-        What the blocks keep is seen on two short rows: it has a part that grows with positions, and
-        one that grows with pairs of positions where attention keeps its matrices or masks. To this
-        come the logits, thrice.
+        How much the blocks keep is measured on two short rows: one part grows with positions, the
+        other with pairs of positions, if attention keeps its matrices or masks. Three times the
+        size of the logits is added.
         """
         short, long = self._kept_bytes(_SHORT), self._kept_bytes(_LONG)
         per_pair = max(0, (long / _LONG - short / _SHORT) / (_LONG - _SHORT))
@@ -74,7 +74,7 @@ class LocalBackbone:
         return PackLimits(tokens_per_pack=tokens, packs_in_flight=1, pairs_per_pack=pairs)
 
     def _kept_bytes(self, positions: int) -> int:
-        """Bytes that the blocks keep of one row for the backward pass, weights apart."""
+        """Bytes that the blocks keep for the backward pass of one row, without weights."""
         parts = [*self._model.parameters(), *self._model.buffers()]
         weights = {tensor.untyped_storage().data_ptr() for tensor in parts}
         kept: dict[int, int] = {}
@@ -93,7 +93,7 @@ class LocalBackbone:
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
             hidden_BSH = self._whole(embeds_BSH, None)
-        del hidden_BSH  # not before: what is freed is counted under an address that is used again
+        del hidden_BSH  # not earlier: freed memory could be reused and counted only once
         return sum(kept.values())
 
     def _free_bytes(self) -> int:

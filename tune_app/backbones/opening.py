@@ -21,13 +21,13 @@ def open_backbone(
 ) -> Backbone:
     """The backbone that the search asks for, with this share of the machine's free memory.
 
-    end_with_client: this process is killed when the swarm's client has lost a process of its own
-    Raises BackboneUnavailable, and ConfigError where not even one row would fit into a pack.
+    end_with_client: kill this process when a process of the swarm's client has ended
+    Raises BackboneUnavailable, and ConfigError if not even one row would fit into a pack.
     """
     if config.backbone == "swarm":
         from tune_app.backbones.swarm import SwarmBackbone
 
-        swarm = SwarmBackbone(  # `checks.py` has seen to the length of its rows
+        swarm = SwarmBackbone(  # `search/checks.py` has checked the length of rows
             model,
             peers=connection.peers,
             dht_prefix=connection.dht_prefix,
@@ -48,13 +48,13 @@ def open_backbone(
 
 
 def check_longest_row(config: SearchConfig, limits: PackLimits) -> None:
-    """Raises ConfigError where the memory that is free now does not hold a row's activations."""
+    """Raises ConfigError if a row's activations do not fit into the memory that is free now."""
     row_tokens = config.prompt_length + config.max_length
     if limits.rows(row_tokens) < 1:
         raise ConfigError(
             [
                 f"--prompt-length and --max-length: the activations of one row of {row_tokens} "
-                "tokens do not fit into half of the memory that is free beside the model; "
-                "use shorter rows, another --dtype or a swarm."
+                "tokens do not fit into half of the memory that the model leaves free; use shorter "
+                "rows, another --dtype or a swarm."
             ]
         )

@@ -15,8 +15,8 @@ from tune_app.backbones.packing import Answer, Part, Request, plan, run_parts
 from tune_app.backbones.protocol import Backbone
 
 # How long a worker waits for one more request before it starts a pack: a tenth of a recent pack's
-# duration, clamped to 4 to 20 ms, and at most twice that in total. That covers a trial's optimizer
-# step or the writing of a checkpoint; the upper clamp keeps one slow pack from delaying the next.
+# duration, clamped to 4-20 ms, and at most twice that in total. That covers a trial's optimizer
+# step or checkpoint write; the upper clamp keeps one slow pack from delaying all later ones.
 _LINGER_SHARE = 0.1
 _LINGER_S, _LONGEST_LINGER_S = 0.004, 0.02
 # An evaluation yields to at most this many training packs. On a swarm, 2 cuts the number of packs
@@ -25,7 +25,7 @@ _MOST_PASSES = 2
 
 
 def run_alone(backbone: Backbone, request: Request) -> Answer:
-    """Runs the request alone, in this thread. Raises whatever fails."""
+    """Runs the request alone, in this thread. Raises any failure."""
     total = Answer()
     for parts in plan([(request.rows, request.row_tokens)], backbone.limits):
         for answer in run_parts(backbone, [request], parts):
@@ -37,14 +37,14 @@ def run_alone(backbone: Backbone, request: Request) -> Answer:
 
 @dataclass
 class PackCounters:
-    """What a packer has done; sums, from which rates follow."""
+    """Sums over all packs so far, from which rates can be computed."""
 
     packs: int = 0
     rows: int = 0
     tokens: int = 0  # without padding
     row_slots: int = 0  # rows that would have fitted into the same packs
-    active_s_before: float = 0.0  # time in which at least one pack was being computed, and
-    active_since: float | None = None  # since when one is now
+    active_s_before: float = 0.0  # time with at least one pack being computed, without the current
+    active_since: float | None = None  # stretch, which began then
 
     def active_s(self) -> float:
         now = 0.0 if self.active_since is None else time.monotonic() - self.active_since
@@ -52,13 +52,13 @@ class PackCounters:
 
 
 class _Pending:
-    """A submitted request: its answer so far and how many of its rows are still out."""
+    """A submitted request, its answer so far, and how many of its rows are missing."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.future: Future[Answer] = Future()
         self.answer, self.rows_out = Answer(), request.rows
-        self.passed_over = 0  # packs that went before it
+        self.passed_over = 0  # packs that were started before it
 
     def add(self, part: Part, result: Answer | Exception) -> None:
         if self.future.done():
@@ -73,26 +73,26 @@ class _Pending:
 
 
 class Packer:
-    """Runs the requests of concurrent trials in shared packs, several packs at once on a swarm.
+    """Runs the requests of concurrent trials in shared packs, on a swarm several concurrently.
 
-    A thread that trains calls `run` (it waits for the answer) between `with packer.member():`, so
-    that the packer knows how many requests are worth waiting for.
+    A training thread calls `run`, which blocks until the answer is there, inside
+    `with packer.member():`, so that the packer knows how many requests are worth waiting for.
     """
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
-        """Packs are computed by `threads` of torch; by default, all that it has now.
+        """Packs are computed with `threads` torch threads; by default with all that torch has now.
 
-        From here on every other thread of the process gets one. libgomp keeps a thread pool for
-        each calling thread; once the pools together have more threads than there are processors,
-        idle ones sleep between kernels instead of spinning, and every kernel pays for the wake-up:
-        a pack of 12 rows of the demo model takes 47 ms then instead of 17.
+        From now on, every other thread of the process gets one. libgomp keeps a thread pool for
+        each calling thread; once the pools together have more threads than there are CPUs, idle
+        threads sleep between kernels instead of spinning, and every kernel pays a wake-up: a pack
+        of 12 rows of the demo model then takes 47 ms instead of 17.
         """
         self.backbone, self.counters = backbone, PackCounters()
         self._limits = backbone.limits
         self._waiting: list[_Pending] = []
         self._members = 0  # threads that may submit a request at any moment
-        self._running = 0  # requests of theirs that are being computed
-        self._pack_s = 0.0  # how long a pack has taken lately
+        self._running = 0  # requests that are being computed
+        self._pack_s = 0.0  # recent duration of a pack
         self._changed = threading.Condition()
         self._closed = False
         in_flight = self._limits.packs_in_flight
@@ -108,7 +108,7 @@ class Packer:
         torch.set_num_threads(1)
 
     def run(self, request: Request) -> Answer:
-        """The request's answer, as if it had been run alone. Raises its own failure only."""
+        """The request's answer, as if it had been run alone. Raises only its own failures."""
         pending = _Pending(request)
         with self._changed:
             if self._closed:
@@ -137,7 +137,7 @@ class Packer:
 
     def _work(self, threads: int, ready: threading.Barrier) -> None:
         torch.set_num_threads(threads)
-        torch.get_num_threads()  # makes it this thread's own number, whatever is set elsewhere
+        torch.get_num_threads()  # fixes the number for this thread, whatever is set elsewhere
         ready.wait()
         while chosen := self._take():
             requests = [pending.request for pending in chosen]
@@ -160,7 +160,7 @@ class Packer:
                 self._pack_s = took if not self._pack_s else 0.8 * self._pack_s + 0.2 * took
 
     def _take(self) -> list[_Pending]:
-        """The requests of the next pack; none once closed and all that had come are taken."""
+        """The requests of the next pack; none once the packer is closed and all have been taken."""
         with self._changed:
             while self._waiting or not self._closed:
                 if not self._waiting:
@@ -172,7 +172,7 @@ class Packer:
             return []
 
     def _linger(self) -> None:
-        """Waits for more requests, until the pack is worth starting or patience runs out."""
+        """Waits for more requests until the pack is worth starting or the time is up."""
         patience = max(_LINGER_S, min(_LINGER_SHARE * self._pack_s, _LONGEST_LINGER_S))
         latest = time.monotonic() + 2 * patience
         while self._waiting and not self._worth_starting():
@@ -194,10 +194,10 @@ class Packer:
         )
 
     def _choose(self) -> list[_Pending]:
-        """Oldest first, all alike in wanting gradients, up to the tokens of one pack.
+        """The oldest requests that fit into one pack; either all need gradients or none does.
 
-        Evaluations yield to a training pack or two. Trials that are a step or two behind reach
-        their own evaluation meanwhile, and from then on all of them fill packs together.
+        Evaluations yield to one or two training packs. Meanwhile, trials that are a step or two
+        behind reach their own evaluation, and from then on all of them share packs.
         """
         waiting = self._waiting
         evaluations = [pending for pending in waiting if not pending.request.needs_grad]

@@ -1,15 +1,15 @@
 """Rows of several trials in one forward and one backward pass through the frozen blocks.
 
-Rows of a causal model are independent, so each may carry a prompt and a length of its own:
+Rows of a causal model are independent, so each may have its own prompt and length:
 
     row of trial A:  a a a t t t t . .        a, b  prompt positions (3 of A, 2 of B)
     row of trial B:  b b t t t t t t .        t     text     .  padding, to the longest row
 
-Deep prompts are *added* to hidden states, so a shorter prompt is filled up with zeros. Each request
-brings its own loss, which is divided by its own denominator: a row's gradient is what it would be
-if its trial were alone. A request may be cut between rows; its parts add up.
+Deep prompts are *added* to hidden states, so a shorter prompt is padded with zeros. Each request
+brings its own loss, divided by its own denominator, so a row's gradient is what it would be if its
+trial were alone. A request may be split between rows; its parts add up.
 
-Shapes: see `backbones/__init__.py`.
+Shapes: see `backbones/protocol.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tune_app.backbones.protocol import (
 )
 from tune_app.tasks.base import Sums
 
-# (hidden_BTH after the final norm, prompt removed; rows of the request that it holds)
+# (hidden_BTH after the final norm, prompt removed; which rows of the request these are)
 #   -> (loss summed over those rows / the request's denominator, sums for the metrics)
 Head = Callable[[torch.Tensor, slice], tuple[torch.Tensor, Sums]]
 
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass
 class Packs:
-    """The packs that carried a request: figures of each whole pack, whoever else was in it."""
+    """Sums over the packs that contained a request; other requests in them count too."""
 
     packs: int = 0
     rows: int = 0
@@ -71,7 +71,7 @@ class Packs:
 
 @dataclass
 class Answer:
-    """Loss and gradients of one request; gradients are None where none were asked for."""
+    """Loss and gradients of one request; gradients are None if none were requested."""
 
     loss: float = 0.0
     sums: Sums = field(default_factory=dict)
@@ -100,7 +100,7 @@ def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `rows` of request number `request`, as planned into a pack."""
+    """Rows `rows` of request number `request`, as part of a pack."""
 
     request: int
     rows: slice
@@ -112,9 +112,10 @@ class Part:
 def plan(sizes: Sequence[tuple[int, int]], limits: PackLimits) -> list[list[Part]]:
     """Distributes requests over packs, none of which exceeds the limits.
 
-    `sizes` are (rows, positions of a row) of each request. Requests of similar length share a pack
-    (longest first), because all rows of a pack are padded to its longest. A row that is longer than
-    the limit stands alone in its pack; `check_longest_row` keeps that from happening.
+    sizes: (rows, positions of a row) of each request
+    Requests of similar length share a pack (longest first), because all rows of a pack are padded
+    to the longest. A row that is longer than the limit is alone in its pack; `check_longest_row`
+    prevents that.
     """
     packs: list[list[Part]] = []
     width = free_rows = 0  # of the pack being filled
@@ -135,7 +136,8 @@ def plan(sizes: Sequence[tuple[int, int]], limits: PackLimits) -> list[list[Part
 def assemble(
     requests: Sequence[Request], parts: Sequence[Part]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The pack's input embeddings [B, S, H] and deep prompts [L, B, P, H] (None without any)."""
+    """The pack's input embeddings [B, S, H] and deep prompts [L, B, P, H] (None if there are
+    none)."""
     chosen = [requests[part.request] for part in parts]
     first, width = chosen[0].embeds_BTH, max(request.row_tokens for request in chosen)
     embeds_BSH = first.new_zeros(sum(map(len, parts)), width, first.shape[2])
@@ -160,10 +162,10 @@ def assemble(
 def run_pack(
     backbone: Backbone, requests: Sequence[Request], parts: Sequence[Part]
 ) -> list[Answer | Exception]:
-    """One forward and, if the requests want gradients, one backward pass over the parts.
+    """One forward and, if the requests need gradients, one backward pass over the parts.
 
-    All requests of a pack agree in `needs_grad`. A head that raises costs only its own request.
-    Raises what the blocks raise.
+    All requests of a pack have the same `needs_grad`. A head that raises fails only its own
+    request. Raises what the blocks raise.
     """
     needs_grad = requests[parts[0].request].needs_grad
     PACK_TRAFFIC.set(traffic := Traffic())
@@ -236,11 +238,11 @@ def _hand_out_gradients(
 def run_parts(
     backbone: Backbone, requests: Sequence[Request], parts: Sequence[Part]
 ) -> list[Answer | Exception]:
-    """`run_pack`; where the blocks fail, each part alone, so that only its own trial fails."""
+    """`run_pack`; if the blocks fail, each part is run alone, so that only its own trial fails."""
     try:
         return run_pack(backbone, requests, parts)
     except BackboneUnavailable as error:
-        return [error] * len(parts)  # asking again for each part would only wait longer
+        return [error] * len(parts)  # trying each part again would only take longer
     except Exception as error:
         if len(parts) == 1:
             return [error]

@@ -1,7 +1,7 @@
 """The frozen model, wherever its blocks run: in this process or on a Petals swarm.
 
-Shape legend, used all over the project: B rows, T text tokens, P prompt tokens, S = P + T tokens of
-a row, H hidden size, L blocks, V vocabulary, C classes.
+Shape legend, used throughout the project: B rows, T text tokens, P prompt tokens, S = P + T tokens
+of a row, H hidden size, L blocks, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 
 @dataclass(frozen=True)
 class PackLimits:
-    """What one pack may hold, known before anything is sent.
+    """How large a pack may be.
 
-    `tokens_per_pack` counts padded tokens (rows x longest row), `pairs_per_pack` what attention
-    matrices grow with (rows x longest row²; None: they are kept on a server, whose matter it is);
-    `packs_in_flight` is how many packs may be computed at once (more than one hides the latency of
-    a swarm).
+    tokens_per_pack: padded tokens (rows x longest row)
+    pairs_per_pack: rows x longest row², which the size of attention matrices is proportional to;
+        None: they are on a server
+    packs_in_flight: how many packs may be computed concurrently (more than one hides the latency of
+        a swarm)
     """
 
     tokens_per_pack: int
@@ -28,7 +29,7 @@ class PackLimits:
     pairs_per_pack: int | None = None
 
     def rows(self, row_tokens: int) -> int:
-        """Rows of so many positions that one pack may hold; 0 where not even one fits."""
+        """How many rows of this length fit into one pack; 0 if not even one does."""
         row_tokens = max(1, row_tokens)
         rows = self.tokens_per_pack // row_tokens
         if self.pairs_per_pack is not None:
@@ -38,30 +39,30 @@ class PackLimits:
 
 @dataclass
 class Traffic:
-    """What a backbone has asked of its servers so far (all zero for a local one)."""
+    """Requests that a backbone has sent to servers so far (all zero for a local one)."""
 
     requests: int = 0
     retries: int = 0
 
 
-# Where the requests of the pack that this thread computes are counted as well.
+# Also counts the requests of the pack that the current thread computes.
 PACK_TRAFFIC: ContextVar[Traffic] = ContextVar("PACK_TRAFFIC", default=Traffic())  # noqa: B039
 
 
 @dataclass(frozen=True)
 class SwarmHealth:
-    """Who serves the blocks, as of the client's last look (a few seconds ago)."""
+    """The state of the servers when the client last looked (a few seconds ago)."""
 
     servers: int
-    blocks_served: int  # blocks that at least one of them holds
+    blocks_served: int  # blocks that at least one of them has
 
 
 class BackboneUnavailable(RuntimeError):
-    """The backbone itself is gone (no server answered in time): no trial's fault."""
+    """The backbone itself is gone (no server answered in time); the trial is not to blame."""
 
 
 class Session(Protocol):
-    """Texts of one length that grow; what the blocks know of the positions so far is kept."""
+    """Texts of equal length that grow; keys and values of the positions so far are kept."""
 
     def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
         """Appends S positions, prompts among them; their hidden states after the final norm.
@@ -74,10 +75,10 @@ class Session(Protocol):
 
 
 class Backbone(Protocol):
-    """A frozen causal language model, cut where prompt tuning needs it.
+    """A frozen causal language model, divided where prompt tuning needs it.
 
-    No parameter of it requires a gradient. Calls may come from several threads at once, up to
-    `limits.packs_in_flight` of them.
+    None of its parameters requires a gradient. Up to `limits.packs_in_flight` threads may call it
+    concurrently.
     """
 
     hidden_size: int
@@ -104,11 +105,11 @@ class Backbone(Protocol):
         ...
 
     def session(self, deep_LBPH: torch.Tensor | None, most_positions: int) -> Session:
-        """A text of at most so many positions; deep prompts are added to its first P ones."""
+        """A text of at most `most_positions`; deep prompts are added to its first P positions."""
         ...
 
     def health(self) -> SwarmHealth | None:
-        """None where there is no swarm."""
+        """None if there is no swarm."""
         ...
 
     def close(self) -> None: ...

@@ -42,25 +42,25 @@ from tune_app.serve.checks import dht_prefix_of
 from tune_app.serve.connection import PETALS_REQUEST_TOKENS
 from tune_app.serve.processes import end_with, hivemind_ends_with_us, hivemind_processes
 
-# Petals retries for ever and asks for new servers once a minute; a search should rather go on with
-# the servers that are left, and fail with a reason when there is none.
+# Petals retries forever and looks for new servers once a minute. A search should instead continue
+# with the servers that are left, and fail with a reason if there are none.
 _CLIENT = {
-    "max_retries": 9,  # half a minute: as long as a server of a small model takes to start again
+    "max_retries": 9,  # half a minute, in which a server of a small model can restart
     "min_backoff": 0.5,
     "max_backoff": 8,
-    "request_timeout": 180,  # `asking` waits no longer than is usual
+    "request_timeout": 180,  # `serve/asking.py` has shorter timeouts
     "update_period": LOOK_FOR_SERVERS_S,
     "ban_timeout": BAN_S,
     "show_route": False,
     "daemon_startup_timeout": 20,
 }
 CONNECT_TIMEOUT_S = 25.0
-_FAR_S = 0.02  # round trip; even a busy machine answers itself sooner
-# A stream of libp2p's carries this many bytes before the receiver has to agree to more, which takes
-# a round trip (yamux's first window). Every request has a stream of its own.
+_FAR_S = 0.02  # round trip from which a swarm counts as distant; loopback is faster even under load
+# A libp2p stream takes this many bytes before the receiver must allow more, which costs a round
+# trip (yamux's initial window). Every request has its own stream.
 _STREAM_WINDOW = 256 * 2**10
 _FAR_PACKS = 4  # in flight: 16 trials at 100 ms take 26 s with 2, 22 with 4, 24 with 8
-_MOST_REQUESTS = 8  # of a pack that is cut for that: each is a pass of its own for the server
+_MOST_REQUESTS = 8  # that a pack is split into; each is a separate pass for the server
 
 
 @dataclass
@@ -71,7 +71,7 @@ class _Config(ClientConfig):
 class SwarmBackbone:
     """Backbone over Petals' `RemoteSequential`; see the protocol.
 
-    Raises BackboneUnavailable where the peers do not answer or do not serve every block.
+    Raises BackboneUnavailable if the peers do not answer or do not serve every block.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class SwarmBackbone:
         dtype: str,
         request_tokens: int | None = None,
     ) -> None:
-        """`request_tokens` is what the servers take in one request, since no server tells it; for
-        all clients of this process. None: PETALS_REQUEST_TOKENS."""
+        """request_tokens: how many tokens servers accept in one request, which they do not
+        announce; applies to all clients of this process. None: PETALS_REQUEST_TOKENS"""
         self.dtype, self.device = getattr(torch, dtype), torch.device("cpu")
         self._model = load_ends(model, self.dtype)
         self._ends = Ends(self._model)
@@ -109,8 +109,8 @@ class SwarmBackbone:
         self.traffic = Traffic()
         self._count_traffic()
         self._wait_until_served()
-        # A pack is at most what the servers take in one request: larger ones only make everybody
-        # wait longer for their part of it.
+        # A pack is at most what servers accept in one request: with larger packs every trial would
+        # only wait longer for its part.
         tokens = request_tokens or PETALS_REQUEST_TOKENS
         if farthest_s(self._manager.ping_aggregator.to_dict().values()) < _FAR_S:
             in_flight, at_once = 1 if self._is_one_server_here(peers) else 2, tokens
@@ -149,27 +149,27 @@ class SwarmBackbone:
         return SwarmHealth(len({span.peer_id for span in spans}), len(served))
 
     def end_process_with_client(self) -> None:
-        """This process is killed when a process of hivemind's that the client needs has ended, for
-        those who are started again then. Until `close`."""
+        """From now until `close`, kills this process if a hivemind process that the client needs
+        has ended; for processes that are restarted then."""
         end_with(hivemind_processes(self._manager.dht), unless=self._closing)
 
     def close(self) -> None:
         self._closing.set()
-        # In this order, or hivemind complains about a closed event loop at interpreter exit.
+        # In any other order, hivemind complains about a closed event loop at interpreter exit.
         self._manager.shutdown()
         RemoteExpertWorker.run_coroutine(self._manager.state.p2p.shutdown())
         self._manager.dht.shutdown()
 
     def _is_one_server_here(self, peers: Sequence[str]) -> bool:
-        """Whether one server on this machine's processors runs all blocks: a second pack in flight
-        then hides neither latency nor another server's work, and halves the first."""
+        """Whether one server on this machine's CPUs runs all blocks: a second pack in flight would
+        then hide no latency and only slow down the first."""
         here = all(peer.startswith(("/ip4/127.", "/ip6/::1/")) for peer in peers)
         route = self._manager.make_sequence(0, self.num_blocks, mode="max_throughput")
         return here and len(route) == 1 and not torch.cuda.is_available()
 
     def _count_traffic(self) -> None:
-        """Counts what the client asks of servers: its manager hears of each answer and failure,
-        in the context (`contextvars`) of the thread that asked."""
+        """Counts requests to servers: the client's manager is notified of each answer and failure,
+        in the context (`contextvars`) of the requesting thread."""
         succeeded, failed = self._manager.on_request_success, self._manager.on_request_failure
 
         def on_success(peer_id: Any) -> None:
@@ -191,7 +191,7 @@ class SwarmBackbone:
         while True:
             try:
                 self._manager.make_sequence(0, self.num_blocks, mode="max_throughput")
-                self._manager.rpc_info  # noqa: B018 (asks a server once; a lazy property)
+                self._manager.rpc_info  # noqa: B018 (a lazy property that asks a server once)
                 return
             except Exception as error:
                 if time.monotonic() > deadline:
@@ -204,22 +204,22 @@ class SwarmBackbone:
 
 
 def farthest_s(round_trips: Iterable[float]) -> float:
-    """The longest of them. A server that is gone has none: Petals calls it infinitely far."""
+    """The longest round trip. Petals gives unreachable servers infinity, which does not count."""
     return max(filter(math.isfinite, round_trips), default=0.0)
 
 
 def tokens_per_request(tokens_per_pack: int, token_bytes: int) -> int:
-    """Padded tokens of one request where the round trip is long: as many as fit into a stream's
-    first window, but no more than `_MOST_REQUESTS` requests for a pack. They travel side by side.
+    """Padded tokens of one request if round trips are long: as many as fit into a stream's initial
+    window, but at most `_MOST_REQUESTS` requests for a pack. These are sent concurrently.
     """
     least = -(-tokens_per_pack // _MOST_REQUESTS)
     return min(tokens_per_pack, max(_STREAM_WINDOW // token_bytes, least))
 
 
 class _RemoteBlocks(torch.autograd.Function):
-    """Petals' autograd function, with its failures told apart from a trial's own.
+    """Petals' autograd function, whose failures become BackboneUnavailable.
 
-    Petals raises whatever the last attempt met; after its retries all of it means the same.
+    Petals raises whatever the last attempt raised; after its retries, all of it means the same.
     """
 
     @staticmethod

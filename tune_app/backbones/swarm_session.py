@@ -1,8 +1,8 @@
-"""One text on a swarm whose servers keep the keys and values of what came before.
+"""One text on a swarm whose servers keep the keys and values of earlier positions.
 
-Over Petals' `rpc_inference`, without its client's way of going on when a server is lost: that one
-leaves out deep prompts, and gives the servers after the lost one positions twice. Here all begins
-anew with the whole text so far.
+Uses Petals' `rpc_inference`, but not its client's recovery from a lost server, which omits deep
+prompts and sends positions twice to the servers after the lost one. Here the whole text so far is
+computed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SwarmSession:
     ) -> None:
         self._ends, self._manager, self._deep_LBPH = ends, manager, deep_LBPH
         self._most_positions = most_positions
-        self._embeds_BSH: torch.Tensor | None = None  # all so far
+        self._embeds_BSH: torch.Tensor | None = None  # all positions so far
         self._servers: list[Any] = []  # Petals' sessions, in the order of their blocks
         self._opening = InferenceSession(manager, most_positions)
 
@@ -41,10 +41,10 @@ class SwarmSession:
         new = embeds_BSH.shape[1]
 
         def blocks(hidden_BSH: torch.Tensor) -> torch.Tensor:
-            """Right for the new positions; those before are looked at by nobody."""
+            """Correct for the new positions; earlier ones are not used."""
             return torch.cat([hidden_BSH[:, :-new], self._remote(hidden_BSH, new)], dim=1)
 
-        # What is before the blocks gets the whole text, for GPT-2 numbers its positions there.
+        # Needs the whole text, because GPT-2 numbers its positions in front of the blocks.
         return self._ends(self._embeds_BSH, blocks)[:, -new:]
 
     def close(self) -> None:
@@ -60,11 +60,11 @@ class SwarmSession:
                 self._open()
                 deep = DUMMY if self._deep_LBPH is None else self._deep_LBPH
                 return self._step(hidden_BSH, deep)[:, -new:]
-            except Exception as error:  # Petals raises whatever it met; all of it means the same
+            except Exception as error:  # whatever Petals raises, it all means the same
                 failure = error
             self.close()
             time.sleep(self._manager.get_retry_delay(attempt))
-        raise BackboneUnavailable(f"no server went on with the text: {failure!r}") from failure
+        raise BackboneUnavailable(f"no server continued the text: {failure!r}") from failure
 
     def _open(self) -> None:
         route = self._manager.make_sequence(

@@ -111,13 +111,15 @@ class SearchConfig:
     encoding: str | None = setting(
         None,
         DATA,
-        "of text files: cp1252, utf-16, ...; without it, UTF-8 unless a byte order mark differs",
+        "encoding of text files: cp1252, utf-16, ...; without it, UTF-8, or as a byte order mark "
+        "says",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     delimiter: str | None = setting(
         None,
         DATA,
-        "between fields in csv and tsv: one character, or tab; without it, guessed from the file",
+        "separator of fields in csv and tsv: one character, or tab; without it, guessed from the "
+        "file",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     model: str = setting(
@@ -135,7 +137,7 @@ class SearchConfig:
     backbone: BackboneKind = setting(
         "swarm",
         _MODEL,
-        "where the frozen blocks run: on Petals servers or in this process",
+        "where the frozen blocks run: on Petals servers (swarm) or in this process (local)",
         roles=Role.TRAINING | Role.PROMPTS,
     )
     peers: tuple[str, ...] = setting(
@@ -158,7 +160,9 @@ class SearchConfig:
         "cpu, cuda, cuda:1 or mps; without it, cuda if available, else cpu",
         roles=Role.TRAINING,
     )
-    dtype: str = setting("float32", _MODEL, "float32, bfloat16 or float16", roles=_COMPARABLE)
+    dtype: str = setting(
+        "float32", _MODEL, "of the frozen model: float32, bfloat16 or float16", roles=_COMPARABLE
+    )
     tuning_mode: TuningMode = setting(
         "ptune",
         _TRIAL,

@@ -1,8 +1,8 @@
-"""How our client asks a swarm's servers: how long it waits, what it tells them, what went wrong.
+"""Changes how Petals' client sends requests: how long it waits, what it sends, and its errors.
 
-Petals' client does the asking. It waits 3 minutes for a server that takes a connection and never
-answers, and where it gives up it points to the public swarm's page. Here it waits about as long as
-such requests have taken before.
+Petals' client waits 3 minutes for a server that accepts a connection and never answers, and when it
+gives up, it refers to the public swarm's page. Here the wait depends on how long such requests have
+taken before.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from petals.client import sequential_autograd
 from petals.client.routing.sequence_manager import MissingBlocksError
 from petals.utils.misc import DUMMY
 
-BAN_S = 15.0  # a server that has failed is left out for, where others have its blocks; then twice…
-LOOK_FOR_SERVERS_S = 5.0  # how often
-_LEAST_S = 5.0  # that a server is waited for
-_UNKNOWN_S = 15.0  # where no server has answered a request yet
-_MOST_S = 60.0  # unless such requests have taken longer
-_SLACK = 4.0  # times as long as the slowest so far
+BAN_S = 15.0  # how long a failed server is avoided if others have its blocks; doubles each time
+LOOK_FOR_SERVERS_S = 5.0  # interval of looking for new servers
+_LEAST_S = 5.0  # shortest timeout of a request
+_UNKNOWN_S = 15.0  # timeout if no server has answered a request yet
+_MOST_S = 60.0  # longest timeout, unless such requests have taken longer
+_SLACK = 4.0  # timeout, as a multiple of the slowest request so far
 
-# In the version that our servers tell, and in the error of one that has no such graph (any more).
+# Part of the version that our servers announce, and of the error if a graph is not kept (any more).
 KEEPS_GRAPHS, NOT_KEPT = "+tune_app.graphs", "this graph is not kept"
-# Whether a backward pass follows the forward pass that is asked for now.
+# Whether a backward pass will follow the current forward pass.
 BACKWARD_FOLLOWS: ContextVar[bool] = ContextVar("BACKWARD_FOLLOWS", default=False)
 
 
 @dataclass
 class Patience:
-    """How long to wait for an answer: by what requests of that kind took, a token.
+    """How long to wait for an answer, given how long requests of that kind have taken per token.
 
-    A server that has not answered in time is waited for twice as long when it is asked again while
-    it should be left out: then nobody else has its blocks, and perhaps it is only slow.
+    If a server did not answer in time and is asked again while it should be avoided, no other
+    server has its blocks, and perhaps it is only slow: then the timeout is doubled.
     """
 
     clock: Callable[[], float] = time.monotonic
-    _slowest: dict[tuple[str, Any], float] = field(default_factory=dict)  # seconds a token
+    _slowest: dict[tuple[str, Any], float] = field(default_factory=dict)  # seconds per token
     _late: dict[Any, tuple[float, int]] = field(default_factory=dict)  # when, how often in a row
 
     def seconds(self, kind: str, peer: Any, tokens: int) -> float:
@@ -63,20 +63,20 @@ class Patience:
 
     def answered(self, kind: str, peer: Any, tokens: int, seconds: float) -> None:
         self._late.pop(peer, None)
-        # The memory of a slow one fades: by a tenth with each request.
+        # The slowest time fades by a tenth with each request.
         before = self._slowest.get((kind, peer), 0.0)
         self._slowest[kind, peer] = max(seconds / max(tokens, 1), 0.9 * before)
 
     def was_late(self, peer: Any, asked_at: float) -> None:
         at, times = self._late.get(peer, (-BAN_S, 0))
-        if asked_at > at:  # else it was asked together with the one that was late before
+        if asked_at > at:  # otherwise it was sent along with the request that was late before
             times = times + 1 if asked_at - at < BAN_S else 1
         self._late[peer] = (self.clock(), times)
 
 
 @dataclass
 class _Trouble:
-    """What has gone wrong since a server answered last."""
+    """Failures since the last answer of any server."""
 
     since: float = field(default_factory=time.time)
     attempts: int = 0
@@ -113,7 +113,7 @@ def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
 
 def ask_patiently(manager: Any) -> None:
-    """Makes all of Petals' clients in this process ask like that; called for each one."""
+    """Applies this to all Petals clients in this process; called for each one."""
     _managers.append(ref(manager))
     for kind in ("forward", "backward"):
         ask = getattr(sequential_autograd, f"run_remote_{kind}")
@@ -123,15 +123,16 @@ def ask_patiently(manager: Any) -> None:
 
 # ------------------------------------------------------------------- inputs that are not sent again
 
-# A forward pass names the graph that its backward pass will want. Where the server is ours the
-# backward pass then sends the gradient alone; a server that has forgotten the graph says so.
+# A forward pass names the graph that its backward pass will need. If the server is ours, the
+# backward pass then sends only the gradient; a server that has dropped the graph reports that.
 _managers: list[ReferenceType[Any]] = []  # of the clients; several threads may open one
 _pauses: dict[Any, _Pause] = {}  # by peer
 
 
 @dataclass
 class _Pause:
-    """A server that had not kept a graph gets the inputs of so many next requests; then twice..."""
+    """A server that did not keep a graph gets the inputs with the next `length` requests; this
+    doubles each time."""
 
     left: int = 0
     length: int = 1
@@ -161,7 +162,7 @@ def _with_graphs(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[...,
         if BACKWARD_FOLLOWS.get():
             graph = uuid.uuid4().hex
             kwargs["metadata"] = _naming(graph, kwargs["metadata"])
-            # Petals hands the same object to the backward pass.
+            # Petals passes the same object to the backward pass.
             hidden_BSH.graph = (stub._peer, graph)  # type: ignore[attr-defined]
         return await ask(uid, stub, info, hidden_BSH, *prompts, **kwargs)
 
@@ -196,11 +197,11 @@ def _naming(graph: str, metadata: bytes) -> bytes:
     return MSGPackSerializer.dumps(MSGPackSerializer.loads(metadata) | {"graph": graph})
 
 
-# -------------------------------------------------------------------------------------- what to say
+# -------------------------------------------------------------------------------------- messages
 
 
 def what_is_wrong(manager: Any, error: Exception) -> str:
-    """Which blocks nobody serves, since when, and what has been tried; one line."""
+    """Which blocks no server answers for, since when, and what has been tried; one line."""
     known = manager.state.sequence_info.spans_containing_block
     missing = [block for block, spans in enumerate(known) if not spans]
     which = f"blocks {_ranges(missing)}" if missing else f"blocks 0:{len(known)}"
@@ -209,11 +210,11 @@ def what_is_wrong(manager: Any, error: Exception) -> str:
     if _trouble.by_peer:
         tried = ", ".join(f"server {peer} ({why})" for peer, why in _trouble.by_peer.items())
         parts.append(f"asked {_trouble.attempts} times: {tried}")
-    elif missing or isinstance(error, MissingBlocksError):  # whose words are the public swarm's
+    elif missing or isinstance(error, MissingBlocksError):  # its text is about the public swarm
         parts.append("the peers know of no server that is online and has them")
     else:
         parts.append(str(error).partition("\n")[0][:200] or type(error).__name__)
-    parts.append(f"new servers are looked for every {LOOK_FOR_SERVERS_S:g} s")
+    parts.append(f"the client looks for new servers every {LOOK_FOR_SERVERS_S:g} s")
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What a private swarm is told, checked whole before a process is started."""
+"""Checks the settings of a swarm's servers before any process is started."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tune_app.run.search_config import ConfigError, did_you_mean
 DTYPES = ("float32", "bfloat16", "float16")
 _MADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/(?P<host>[^/]+)/tcp/(?P<port>\d+)/p2p/\w+")
 _ANSWER_S = 5.0
-# Without its own requirements, which contradict those of everything else (requirements.txt).
+# Without its own requirements, which conflict with all others (requirements.txt).
 INSTALL_PETALS = "pip install --no-deps petals==2.2.0.post1"
 
 
 def check_petals() -> list[str]:
-    """What to say where Petals is not installed; imports nothing."""
+    """The message if Petals is not installed; imports nothing."""
     if find_spec("petals") is not None:
         return []
-    return [f"a swarm needs petals: {INSTALL_PETALS} (or --backbone local)"]
+    return [f"a swarm needs petals: {INSTALL_PETALS} (or use --backbone local)"]
 
 
 def check_swarm(
@@ -38,7 +38,7 @@ def check_swarm(
     device: str | None,
     dtype: str,
 ) -> int:
-    """Number of the model's blocks; raises ConfigError. What is allowed is said in PrivateSwarm."""
+    """Number of the model's blocks; raises ConfigError. PrivateSwarm documents what is allowed."""
     mistakes = check_petals()
     layers = check_checkpoint(Path(model), mistakes)
     first, end = blocks or (0, layers)
@@ -57,11 +57,11 @@ def check_swarm(
             + did_you_mean(dtype, DTYPES)
         )
     elif dtype == "float16" and device == "cpu":
-        mistakes.append("dtype float16 cannot be served by a cpu: use float32 or bfloat16.")
+        mistakes.append("dtype float16 is not possible on a cpu; use float32 or bfloat16.")
     count = max(servers, 1) * max(replicas, 1)
     if announce_ports and len(announce_ports) != count:
         mistakes.append(
-            f"announce_ports must name one port for each of {count} servers, got {announce_ports}."
+            f"announce_ports must have one port for each of {count} servers, got {announce_ports}."
         )
     _check_ports(host, port, count, mistakes)
     _check_join(join, mistakes)
@@ -78,8 +78,8 @@ def _check_ports(host: str, port: int, count: int, mistakes: list[str]) -> None:
         return
     if not of_this_machine:
         mistakes.append(
-            f"the address to listen on must be one of this machine's, or 0.0.0.0 for all of them; "
-            f"{host} is not."
+            f"the address to listen on must be one of this machine's, or 0.0.0.0 for all of them, "
+            f"got {host}."
         )
     elif port and not 0 < port <= 65536 - count:
         mistakes.append(f"port must be from 1 to {65536 - count}, or 0 for a free one; got {port}.")
@@ -87,12 +87,12 @@ def _check_ports(host: str, port: int, count: int, mistakes: list[str]) -> None:
         for number in range(port, port + count):
             if not _listens(host, number):
                 mistakes.append(
-                    f"port {number} on {host} is in use: choose another, or 0 for a free one."
+                    f"port {number} on {host} is in use; choose another, or 0 for a free one."
                 )
 
 
 def _listens(host: str, port: int) -> bool:
-    """Whether this machine can listen there. Raises OSError where `host` is no IP address."""
+    """Whether this machine can listen there. Raises OSError if `host` is not an IP address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     socket.inet_pton(family, host)
     with socket.socket(family) as probe:
@@ -108,15 +108,15 @@ def _check_join(join: Sequence[str], mistakes: list[str]) -> None:
     for maddr in join:
         if not _MADDR.fullmatch(maddr):
             mistakes.append(
-                f"an address to join is like /ip4/10.1.2.3/tcp/31337/p2p/12D3KooW..., as a server "
-                f"prints it; got {maddr!r}."
+                f"an address to join must be as servers print it, such as "
+                f"/ip4/10.1.2.3/tcp/31337/p2p/12D3KooW..., got {maddr!r}."
             )
         elif not answers(maddr):
-            mistakes.append(f"nobody answers at {maddr}: is that server running?")
+            mistakes.append(f"no answer from {maddr}: is that server running?")
 
 
 def answers(maddr: str) -> bool:
-    """Whether somebody takes a connection at this address of a server."""
+    """Whether this address of a server accepts connections."""
     where = _MADDR.match(maddr)
     if where is None:
         return False
@@ -128,15 +128,15 @@ def answers(maddr: str) -> bool:
 
 
 def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:
-    """The name that a model's blocks have in a swarm, after Petals' own rule for hub names.
+    """The name of a model's blocks in a swarm, by Petals' own rule for hub names.
 
-    name: the hub name or folder that the user gave, where `folder` is a copy of it in a cache.
+    name: the hub name or folder that the user gave, if `folder` is a copy of it in a cache.
     So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
     """
     folder = Path(folder).resolve()
     on_hub = name is not None and "/" in name and not Path(name).expanduser().is_dir()
     named = Path(name) if name is not None and on_hub else folder
-    name = re.sub(r"[.\s]", "-", named.name)  # both mean something in hivemind's keys
+    name = re.sub(r"[.\s]", "-", named.name)  # both have a meaning in hivemind's keys
     family = json.loads((folder / "config.json").read_text())["model_type"]
     suffix = {"llama": "-hf", "bloom": "-petals"}.get(family, "")
     return name if name.endswith(suffix) else name + suffix

@@ -18,7 +18,7 @@ EXAMPLE = """\
 One machine:
   python -m tune_app.serve ~/models/Llama-2-7b-hf --servers 2
 
-Several machines, the first one and each other one:
+Several machines; on the first one, then on each other one:
   python -m tune_app.serve MODEL --listen 10.1.2.3:31337 --blocks 0:16 --identity server.key
   python -m tune_app.serve MODEL --listen 10.1.2.4:31337 --blocks 16:32 --identity server.key \\
       --join /ip4/10.1.2.3/tcp/31337/p2p/12D3KooW...
@@ -28,60 +28,84 @@ Several machines, the first one and each other one:
 def _address(text: str) -> tuple[str, int]:
     found = re.fullmatch(r"\[?([\w.:]+?)\]?:(\d+)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"must be ADDRESS:PORT, like 10.1.2.3:31337; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be ADDRESS:PORT, such as 10.1.2.3:31337, got {text!r}"
+        )
     return found.group(1), int(found.group(2))
 
 
 def _blocks(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"must be FIRST:END, like 0:16; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be FIRST:END, such as 0:16, got {text!r}")
     return int(found.group(1)), int(found.group(2))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tune_app.serve",
-        description="Serves a model's blocks by Petals servers, until Ctrl-C. Without --listen "
-        "they are reached from this machine only.",
+        description="Serves a model's blocks with Petals servers until Ctrl-C. Without --listen "
+        "they can be reached from this machine only.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="demo, a folder, or a name on a hub")
-    parser.add_argument("--servers", type=int, default=1, help="parts the blocks are divided into")
-    parser.add_argument("--replicas", type=int, default=1, help="servers for each part")
+    parser.add_argument("model", help="demo, a model's folder, or its name on a hub")
     parser.add_argument(
-        "--blocks", type=_blocks, metavar="FIRST:END", help="serve these only; without: all"
+        "--servers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of parts to divide the blocks into, each with its own server (default: 1)",
+    )
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="servers for each part (default: 1)"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=_blocks,
+        metavar="FIRST:END",
+        help="serve only these blocks, END not included; without it, all",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--listen",
         type=_address,
         metavar="ADDRESS:PORT",
-        help="where other machines reach the first server, the next ones at the next ports; "
-        "0.0.0.0 is every address of this machine",
+        help="address and port at which other machines reach the first server; further servers "
+        "take the next ports; 0.0.0.0 means every address of this machine",
     )
-    where.add_argument("--port", type=int, default=0, help=f"the same on {LOOPBACK}; 0: free ones")
+    where.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        metavar="PORT",
+        help=f"the first server's port on {LOOPBACK}; without it, free ports are chosen",
+    )
     parser.add_argument(
         "--join",
         nargs="+",
         default=[],
         metavar="PEER",
-        help="addresses of the swarm's other servers, as they print them; without: a new swarm",
+        help="addresses of the swarm's other servers, as they print them; without it, a new swarm",
     )
     parser.add_argument(
         "--identity",
         metavar="FILE",
-        help="key that keeps the server's address the same after a restart; made at first",
+        help="file of the server's key, created if missing; keeps its address the same after a "
+        "restart",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; without: cuda where there is one")
-    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; without it, cuda if available, else cpu"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: float32)"
+    )
     parser.add_argument("--stock", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after Ctrl-C or SIGTERM, 1 where a server did not start, 2 for a mistake."""
+    """Exit code: 0 after Ctrl-C or SIGTERM, 1 if a server did not start, 2 for a user's mistake."""
     options = vars(_parser().parse_args(argv))
     name, listen = options.pop("model"), options.pop("listen")
     if listen is not None:
@@ -109,16 +133,16 @@ def _introduce(swarm: PrivateSwarm, name: str) -> None:
     for server in swarm.servers:
         print(f"blocks {server.blocks}  {' '.join(server.maddrs)}")
     if swarm.blocks_missing:
-        print("\nServers of the other blocks join it:\n")
+        print("\nStart the servers of the other blocks with:\n")
         print(
             f"  python -m tune_app.serve {shlex.quote(name)} --blocks FIRST:END "
             f"--listen ADDRESS:PORT --join {' '.join(swarm.peers)}"
         )
-        print("\nSearch on all of them:\n")
+        print("\nThen start a search with:\n")
     else:
-        print("\nSearch on it from another terminal:\n")
+        print("\nStart a search in another terminal with:\n")
     print(
         f"  python -m tune_app.search --model {shlex.quote(name)} "
         f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
     )
-    print("\nCtrl-C ends the swarm.", flush=True)
+    print("\nPress Ctrl-C to stop the servers.", flush=True)

@@ -1,4 +1,4 @@
-"""Which swarm the trial hosts connect to, and the private one where the user named none."""
+"""Which swarm the trial hosts connect to, and the private swarm if the user named none."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.serve.checks import dht_prefix_of
 from tune_app.serve.supervisor import PrivateSwarm
 
-# Tokens in one request to the private swarm. Its servers take twice as many; beyond this, requests
-# only take longer: with 100 rows of 40 tokens 300 rows/s, with 128 rows 312, with 25 rows 190.
+# Tokens in one request to the private swarm. Its servers accept twice as many, but larger requests
+# gain little: with 25 rows of 40 tokens 190 rows/s, with 100 rows 300, with 128 rows 312.
 _PRIVATE_REQUEST_TOKENS = 4096
-# What Petals' client sends at once (petals.client.sequential_autograd.MAX_TOKENS_IN_BATCH), and so
-# what every server is made to take.
+# Petals' client sends this many (petals.client.sequential_autograd.MAX_TOKENS_IN_BATCH), so every
+# server accepts them.
 PETALS_REQUEST_TOKENS = 1024
 
 
@@ -22,7 +22,7 @@ PETALS_REQUEST_TOKENS = 1024
 class Connection:
     """The swarm that hosts connect to; no peers and no prefix for a local backbone.
 
-    request_tokens: rows times positions that one request may have; None: no requests, it is local
+    request_tokens: rows times positions allowed in one request; None for a local backbone
     """
 
     peers: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Connection:
 
 
 def request_tokens(config: SearchConfig) -> int:
-    """Rows times positions that one request to the search's swarm may have."""
+    """Rows times positions allowed in one request to the search's swarm."""
     if config.peers:
         return config.request_tokens or PETALS_REQUEST_TOKENS
     return _PRIVATE_REQUEST_TOKENS
@@ -40,11 +40,11 @@ def request_tokens(config: SearchConfig) -> int:
 def start_private_swarm(
     config: SearchConfig, model: Path, *, progress: Callable[[str], None]
 ) -> PrivateSwarm | None:
-    """The swarm that the search needs besides its own; starts in the background."""
+    """The private swarm, if the search needs one; starts in the background."""
     if config.backbone != "swarm" or config.peers:
         return None
     progress("starting a private swarm on 127.0.0.1")
-    # It is the same machine: bfloat16 and the device are the servers' too.
+    # It runs on the same machine, so the servers use the same dtype and device.
     return PrivateSwarm(
         model,
         device=config.device or "cpu",
@@ -54,7 +54,8 @@ def start_private_swarm(
 
 
 def connection_to(config: SearchConfig, model: Path, private: PrivateSwarm | None) -> Connection:
-    """Where `model`, the folder of config.model, is computed; `private` has to be ready."""
+    """The connection to the servers of `model`, the folder of config.model; `private`, if any, must
+    be ready."""
     if private is not None:
         return Connection(tuple(private.peers), private.dht_prefix, request_tokens(config))
     if config.backbone == "swarm":

@@ -1,12 +1,12 @@
-"""A training step on a server that costs what its computing costs; what is sent is Petals'.
+"""A faster training step on a server, with Petals' protocol.
 
-Petals makes each block of a request a task of its own, with its own way through pipes and shared
-memory, and its backward pass computes every block's forward pass again, most of them twice. Here
-all blocks of a request are one task, and where the client gives the graph of a forward pass a name,
-it is kept for the backward pass of that name. The numbers are the same, bit for bit.
+In Petals, each block of a request is a separate task that goes through pipes and shared memory, and
+the backward pass computes every block's forward pass again, most of them twice. Here all blocks of
+a request are one task, and if the client names the graph of a forward pass, it is kept for the
+backward pass of that name. The results are the same, bit for bit.
 
-Kept graphs are bounded in bytes and in age, so a client that asks for what it does not use, or dies
-in between, costs no more than that. A client that says nothing keeps none.
+Kept graphs are limited in size and age, which bounds the cost of clients that never send the
+backward pass. For a client that names no graphs, none are kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from petals.utils.packaging import unpack_args_kwargs
 
 from tune_app.serve.asking import NOT_KEPT
 
-_MOST_AGE_S = 60.0  # that a graph is kept
-_SHARE_OF_FREE_MEMORY = 0.25  # that graphs may take
+_MOST_AGE_S = 60.0  # how long a graph is kept
+_SHARE_OF_FREE_MEMORY = 0.25  # how much graphs may take
 
 # Shapes: L requested blocks, B rows, S positions, P prompt positions, H hidden size.
 _Gradients = tuple[torch.Tensor, ...]
@@ -42,7 +42,7 @@ _Gradients = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class _Graph:
-    """A forward pass that waits for its backward pass; the client has given it a name."""
+    """A forward pass that waits for its backward pass, under the client's name for it."""
 
     name: str
     uids: tuple[str, ...]
@@ -64,11 +64,11 @@ class Chain:
         free_bytes: Callable[[], int],
         most_age_s: float = _MOST_AGE_S,
     ) -> None:
-        """`free_bytes`: of the memory in which the graphs are"""
+        """`free_bytes` returns the free memory of the device that holds the graphs."""
         self._backends, self._free_bytes, self._most_age_s = backends, free_bytes, most_age_s
         self._kept: list[_Graph] = []  # the oldest first
         self._lock, self._will_forget = threading.Lock(), False
-        # Of a graph, for a token and a block, and at how many positions that was seen.
+        # Size of a graph per token and block, and the number of positions at which it was measured.
         self._token_bytes, self._positions = 0.0, 1
         self._weights = {
             weight.untyped_storage().data_ptr()
@@ -83,7 +83,7 @@ class Chain:
         uids: tuple[str, ...],
         graph_name: str,
     ) -> tuple[torch.Tensor]:
-        """Keeps the graph under its name, unless that is empty or there is no room."""
+        """Keeps the graph under its name, unless the name is empty or there is no room."""
         num_bytes = self._graph_bytes(hidden_BSH, uids)
         if not graph_name or num_bytes is None or not self._make_room(num_bytes):
             with torch.inference_mode():
@@ -95,7 +95,7 @@ class Chain:
         with self._lock:
             self._kept.append(graph)
             self._forget_later()
-        return (output_BSH.detach().clone(),)  # it is passed on through memory that others share
+        return (output_BSH.detach().clone(),)  # it is passed on through shared memory
 
     def backward(
         self,
@@ -105,8 +105,8 @@ class Chain:
         uids: tuple[str, ...],
         graph_name: str,
     ) -> _Gradients:
-        """Gradients of hidden states and prompts; an empty tensor where the graph is not kept and
-        no hidden states are given, from which to compute it."""
+        """Gradients of hidden states and prompts; an empty tensor if the graph is not kept and
+        there are no hidden states to compute it from."""
         graph = self._take(graph_name, uids, grad_BSH.shape)
         if graph is not None:
             return torch.autograd.grad(graph.output_BSH, graph.inputs, grad_BSH)
@@ -145,7 +145,7 @@ class Chain:
         prompts_LBPH: torch.Tensor | None,
         uids: Sequence[str],
     ) -> _Gradients:
-        """With the graph of one block at a time in memory, as Petals does."""
+        """With one block's graph at a time in memory, as Petals does."""
         prompts = [None] * len(uids) if prompts_LBPH is None else list(prompts_LBPH)
         into = [hidden_BSH]
         with torch.no_grad():
@@ -160,11 +160,11 @@ class Chain:
             grads_LBPH += grad_prompt
         return (grad_BSH, torch.stack(grads_LBPH[::-1])) if grads_LBPH else (grad_BSH,)
 
-    # --------------------------------------------------------------------------- what is kept
+    # ----------------------------------------------------------------------------- kept graphs
 
     @contextmanager
     def _measured(self, hidden_BSH: torch.Tensor) -> Iterator[None]:
-        """Learns how much the graph of one block takes."""
+        """Measures how much memory the graph of one block takes."""
         seen: dict[int, int] = {}
 
         def saved(tensor: torch.Tensor) -> torch.Tensor:
@@ -176,14 +176,14 @@ class Chain:
         with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
             yield
         rows, positions, _ = hidden_BSH.shape
-        # What goes in and comes out is kept, too, whether or not the block saves it.
+        # Input and output are kept too, whether or not the block saves them.
         both = 2 * hidden_BSH.untyped_storage().nbytes()
         token_bytes = (sum(seen.values()) + both) / (rows * positions)
         if token_bytes > self._token_bytes:
             self._token_bytes, self._positions = token_bytes, positions
 
     def _graph_bytes(self, hidden_BSH: torch.Tensor, uids: Sequence[str]) -> int | None:
-        """At most; None where no block has been measured. Attention matrices grow with the square
+        """Upper bound; None if no block has been measured. Attention matrices grow with the square
         of the positions."""
         if not self._token_bytes:
             return None
@@ -192,7 +192,7 @@ class Chain:
         return int(len(uids) * rows * positions * self._token_bytes * longer)
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Forgets the oldest graphs until one of this size has room; whether it has at all."""
+        """Drops the oldest graphs until one of this size has room. False if it is too large."""
         self._forget_old()
         with self._lock:
             kept = sum(graph.num_bytes for graph in self._kept)
@@ -217,7 +217,7 @@ class Chain:
             self._kept = [graph for graph in self._kept if graph.made_at > oldest]
 
     def _forget_later(self) -> None:
-        """So that nothing stays when nobody asks any more. Called with the lock held."""
+        """Frees graphs even if no more requests come. Called with the lock held."""
         if self._will_forget:
             return
         self._will_forget = True
@@ -246,16 +246,16 @@ def _second(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the memory of a GPU, or of the machine."""
+    """Free memory of the GPU, or of the machine."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
 
 
-# ------------------------------------------------------------------- in the place of Petals' own
+# --------------------------------------------------------------------- replacements for Petals' own
 
-# Of the request that this task of the handler's event loop answers.
+# Of the request that the current task of the handler's event loop answers.
 _METADATA: ContextVar[dict[str, Any]] = ContextVar("_METADATA")
 
 
@@ -332,25 +332,25 @@ def _graph_name() -> str:
 def _read(
     flat_tensors: Sequence[torch.Tensor], args_structure: Any, dtype: torch.dtype
 ) -> list[torch.Tensor | None]:
-    """The request's tensors in the blocks' dtype, None for what is left out; prompts come last."""
+    """The request's tensors in the blocks' dtype, None for omitted ones; prompts come last."""
     if args_structure is not None:
         flat_tensors, _ = unpack_args_kwargs(flat_tensors, args_structure)
     given = [None if t is None or is_dummy(t) else t.to(dtype) for t in flat_tensors]
     if any(state is not None and state.ndim != 3 for state in given[:-1]):
-        raise ValueError("hidden states and their gradients have three dimensions")
+        raise ValueError("hidden states and their gradients must have three dimensions")
     return given
 
 
 class TransformerConnectionHandler(petals_handler.TransformerConnectionHandler):
-    """Petals' handler, under its own name, which clients ask for."""
+    """Petals' handler. Keeps its class name, because clients address it by that name."""
 
     def _get_active_adapter(self, metadata: dict[str, Any]) -> str:
-        _METADATA.set(metadata)  # it is called once in each request's own task
+        _METADATA.set(metadata)  # this is called once in each request's own task
         return super()._get_active_adapter(metadata)
 
 
 def compute_fast() -> None:
-    """Makes the servers of this process compute like that; before they are made."""
+    """Applies this to the servers of this process; to be called before they are created."""
     petals_server.merge_inference_pools_inplace = _merge_pools
     petals_server.TransformerConnectionHandler = TransformerConnectionHandler
     petals_handler.run_rpc_forward = _run_rpc_forward

@@ -1,10 +1,10 @@
-"""Processes that end together, however one of them ends.
+"""Makes processes end together, however one of them ends.
 
 hivemind forks a process for its DHT, which starts the daemon `p2pd`, and Petals' server forks one
-that answers requests. When their parent is killed they stay, hold its sockets and take connections
-that nobody serves any more. When one of them is killed the parent waits for it for ever. Here both
-directions are closed: children end with their parent, and where that is asked for a parent ends
-with its children, so that whoever started it (a supervisor, Ray) can start it again.
+that answers requests. If their parent is killed, they would live on, hold its sockets and accept
+connections that are never served. If one of them is killed, the parent would wait for it forever.
+So children end with their parent here, and on request a parent ends with its children, so that its
+supervisor or Ray can start it again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(pids: Iterable[int], *, unless: threading.Event | None = None) -> None:
-    """This process is killed as soon as one of these processes has ended (they may have already),
-    `unless` that is set by then.
+    """Kills this process as soon as one of these processes has ended (it may have already), unless
+    `unless` is set by then.
 
-    A thread waits for the kernel's word. (The signal that Linux sends to the children of a process
-    that ends is no use here: it comes when the *thread* ends that forked them, and a client may be
-    opened in any thread.)
+    A thread waits for the kernel's notification. (Linux can also signal the children of a process
+    that ends, but does so when the *thread* that forked them ends, and a client may be opened in
+    any thread.)
     """
     watched = select.poll()
     for pid in pids:
@@ -49,14 +49,14 @@ def _end() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """This process is killed as soon as `parent`, which has forked it, has ended."""
+    """Kills this process as soon as `parent`, which forked it, has ended."""
     end_with([parent])
-    if os.getppid() != parent:  # it had ended before, and its number may be another's by now
+    if os.getppid() != parent:  # it had already ended, and another process may have its id by now
         _end()
 
 
 def hivemind_ends_with_us() -> None:
-    """What hivemind forks from now on in this process ends with it, and `p2pd` with hivemind.
+    """From now on, processes that hivemind forks end with this process, and `p2pd` with them.
 
     May be called more than once.
     """
@@ -74,7 +74,7 @@ def _ending_with_parent(run: Callable[[Any], None]) -> Callable[[Any], None]:
         assert parent is not None  # this is a forked process
         assert parent.pid is not None
         end_with_parent(parent.pid)
-        # What this process starts, starts from this thread, which is its first and lasts as long.
+        # This process starts others from this thread, its main thread, which lives as long as it.
         os.register_at_fork(after_in_child=_signalled_with_parent(os.getpid()))
         run(self)
 
@@ -86,7 +86,7 @@ def _signalled_with_parent(parent: int) -> Callable[[], None]:
     prctl = ctypes.CDLL(None).prctl
 
     def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # stays in force in the program that it becomes
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # stays in force after exec
         if os.getppid() != parent:
             _end()
 
@@ -94,7 +94,7 @@ def _signalled_with_parent(parent: int) -> Callable[[], None]:
 
 
 def hivemind_processes(dht: Any) -> list[int]:
-    """The DHT's process, its `p2pd`, and the one that keeps the memory that they share with us."""
+    """The DHT's process, its `p2pd`, and the one that manages the memory they share with us."""
     import psutil
 
     ours = psutil.Process().children(recursive=True)

@@ -1,8 +1,8 @@
-"""Petals' server over the blocks of any family that transformers runs.
+"""Petals' server with the blocks of any family that transformers supports.
 
-Petals asks its server for a model's config, for blocks and for the shape of their caches. Those
-three are answered here, for every family, from `models/parts.py`; the rest is Petals'. What goes
-over the network is unchanged: clients and servers of Petals' own model classes work with it.
+Petals' server needs a model's config, its blocks and the shapes of their caches. These three are
+provided here for every family, from `models/parts.py`; the rest is Petals'. The network protocol is
+unchanged: clients and servers of Petals' own model classes work with it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tune_app.serve.asking import KEEPS_GRAPHS
 from tune_app.serve.fast_step import compute_fast
 from tune_app.serve.processes import hivemind_ends_with_us
 
-# Begins what our servers tell each other in the place of a hub's address.
+# Prefix of what our servers announce instead of a hub's address.
 _OUR_WEIGHTS = "weights:"
-# What Petals gives a block besides its hidden states, and gets back: keys [B * heads, size, S] and
+# What Petals passes to a block besides hidden states, and gets back: keys [B * heads, size, S] and
 # values [B * heads, S, size] of all positions so far.
 _KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -63,7 +63,7 @@ class ServedBlock(petals_compat.TensorParallel):
     ) -> tuple[torch.Tensor, ...] | tuple[torch.Tensor, _KeysValues]:
         if not use_cache:
             return (self.block(hidden_BSH),)
-        assert layer_past is not None  # of no positions at first
+        assert layer_past is not None  # with no positions at first
         keys, values = (past.unflatten(0, (len(hidden_BSH), -1)) for past in layer_past)
         cache = OneBlockCache(keys.transpose(-1, -2).contiguous(), values)
         hidden_BSH = self.block(hidden_BSH, cache)
@@ -72,10 +72,10 @@ class ServedBlock(petals_compat.TensorParallel):
 
     @torch.no_grad()
     def _cache_shape(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, size of a key and of a value, as seen on one token.
+        """Heads, size of a key and of a value, measured on one token.
 
-        No config tells it for all families: Falcon keeps a key for each query head, and the size of
-        Qwen's and Gemma's heads is not their hidden size divided by their heads.
+        The config is not enough for all families: Falcon keeps a key for each query head, and Qwen
+        and Gemma have head sizes other than hidden size / heads.
         """
         cache, weight = OneBlockCache(), next(self.parameters())
         self.block(weight.new_zeros(1, 1, hidden_size), cache)
@@ -85,15 +85,17 @@ class ServedBlock(petals_compat.TensorParallel):
 
 @dataclass
 class _Config:
-    """What Petals' server reads of a model's config."""
+    """What Petals' server reads from a model's config."""
 
     model_type: str
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     dht_prefix: str | None = None
-    attn_class: type = ServedBlock  # counted by its `num_heads`
-    num_key_value_groups: int = 1  # of Petals' guess at the cache's size; `_Backend` knows better
+    attn_class: type = ServedBlock  # Petals reads its `num_heads`
+    num_key_value_groups: int = (
+        1  # for Petals' estimate of the cache size, which `_Backend` replaces
+    )
 
     @classmethod
     def from_pretrained(cls, folder: str, **_options: Any) -> _Config:
@@ -123,7 +125,7 @@ class _Backend(TransformerBackend):
 def _load_block(
     folder: str, index: int, *, config: _Config, torch_dtype: torch.dtype, **_options: Any
 ) -> ServedBlock:
-    """One by one, so that no more than one block is in memory besides those on a GPU."""
+    """One at a time, so that at most one block is in memory besides those on a GPU."""
     block = Block(load_blocks(folder, [index], torch_dtype), index)
     return ServedBlock(block, config.num_attention_heads, config.hidden_size)
 
@@ -142,7 +144,7 @@ def _place_block(
 petals_server.AutoDistributedConfig = _Config
 petals_server.TransformerBackend = _Backend
 petals_server.convert_block = _place_block
-# The probe for reachability from outside would start a second p2pd for each server.
+# The check for reachability from outside would start a second p2pd for each server.
 petals_server.ReachabilityProtocol.attach_to_dht = classmethod(lambda cls, dht: None)
 
 
@@ -163,13 +165,13 @@ def make_server(
 ) -> petals_server.Server:
     """A server of these blocks of the model in a folder; `run()` loads and serves them.
 
-    It listens on `host_maddrs` only, and knows no other peers than `initial_peers`.
-    device: as torch names it; None: cuda where there is one
-    max_batch_tokens: rows times positions that a request may have
+    It listens on `host_maddrs` only, and knows no peers other than `initial_peers`.
+    device: in torch's notation; None: cuda if available
+    max_batch_tokens: rows times positions allowed in a request
     stock: compute as Petals' own server does, for comparisons
-    loaded: is told how many blocks have been loaded, after each one
-    options: Petals' own, to be given to its `Server`
-    Raises ValueError where the others serve another model under this name.
+    loaded: called after each block with the number of blocks loaded
+    options: further arguments of Petals' `Server`
+    Raises ValueError if other servers have another model under this name.
     """
     hivemind_ends_with_us()
     if not stock:
@@ -186,9 +188,9 @@ def make_server(
         "initial_peers": list(initial_peers),
         "dht_prefix": dht_prefix,
         "converted_model_name_or_path": str(model),
-        "throughput": 1.0,  # a number, or Petals measures the internet connection
+        "throughput": 1.0,  # without a number, Petals measures the internet connection
         "block_indices": f"{blocks.start}:{blocks.stop}",
-        "num_handlers": 1,  # each is a process
+        "num_handlers": 1,  # each is a separate process
         "max_batch_size": max_batch_tokens,
         "torch_dtype": dtype,
         "device": device,
@@ -213,7 +215,7 @@ def make_server(
 
 
 def _check_same_model(server: petals_server.Server) -> None:
-    """Raises ValueError where others serve another model under the same name."""
+    """Raises ValueError if other servers have another model under the same name."""
     known = server.dht.get("_petals.models", latest=True)
     entry = known and known.value.get(server.dht_prefix)
     if not entry:
@@ -221,7 +223,7 @@ def _check_same_model(server: petals_server.Server) -> None:
     theirs, mine = petals_server.ModelInfo(**entry.value), server.model_info
     name = f"other servers of this swarm have another model under the name {server.dht_prefix!r}"
     if theirs.num_blocks != mine.num_blocks:
-        raise ValueError(f"{name}: one of {theirs.num_blocks} blocks, not {mine.num_blocks}")
+        raise ValueError(f"{name}: it has {theirs.num_blocks} blocks, not {mine.num_blocks}")
     told = theirs.repository or ""
     if told.startswith(_OUR_WEIGHTS) and told != mine.repository:
-        raise ValueError(f"{name}: its weight files differ. All of them need the same files")
+        raise ValueError(f"{name}: its weight files differ. All servers need the same files")

@@ -1,8 +1,8 @@
-"""The processes of a swarm's servers: what the supervisor does, and what each server does.
+"""The processes of a swarm's servers: the supervisor and the servers.
 
-The supervisor imports petals once and forks a process for each server. A server that has served and
-then ends is started again, with its address and identity, so that clients find it where it was. All
-of them share one process group and end with their caller.
+The supervisor imports petals once and forks a process for each server. A server that was ready and
+then ends is restarted with the same address and identity, so that clients find it again. All of
+them share one process group and end with their caller.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tune_app.serve.processes import (
     hivemind_processes,
 )
 
-# A server that has ended this many times within this time is not started again.
+# A server that has ended this many times within this time is not restarted.
 MOST_STARTS, _WITHIN_S = 5, 600.0
-_LONGEST_PAUSE_S = 8.0  # before it is; 0, 1, 2, 4, 8
+_LONGEST_PAUSE_S = 8.0  # before a restart; 0, 1, 2, 4, 8
 _LOOK_S = 0.2
 
 
@@ -41,8 +41,8 @@ class ServerSpec:
 
     number: from 0
     listen: multiaddress
-    announce: what it tells others instead of `listen`
-    identity: file of its private key, which is made where there is none
+    announce: multiaddress that others are told instead of `listen`
+    identity: file of its private key, created if missing
     """
 
     number: int
@@ -54,7 +54,7 @@ class ServerSpec:
     device: str | None
 
     def device_among(self, gpus: int) -> str | None:
-        """Where it computes on a machine with so many GPUs: the servers take them in turn."""
+        """Its device on a machine with this many GPUs: the servers take them in turn."""
         if gpus and self.device in (None, "cuda"):
             return f"cuda:{self.number % gpus}"
         return self.device
@@ -62,7 +62,7 @@ class ServerSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """What the supervisor is told. `join`: addresses of servers that are not its own."""
+    """The supervisor's instructions. `join`: addresses of servers that are not its own."""
 
     model: str
     dht_prefix: str
@@ -94,22 +94,22 @@ class _Child:
 
 
 class _Supervisor:
-    """Tells the caller, as (kind, number of the server, content):
+    """Starts the servers and reports to the caller, as (kind, number of the server, content):
 
-    loading: blocks loaded so far; ready: its addresses; error: why it did not start, and the end;
-    ended: (why, how often by now, whether it is started again)
+    loading: blocks loaded so far; ready: its addresses; error: why it did not start, after which
+    all end; ended: (reason, how often so far, whether it is restarted)
     """
 
     def __init__(self, job: Job, reports: Connection) -> None:
         self._job, self._reports = job, reports
         self._fork = multiprocessing.get_context("fork")
         self._children: list[_Child] = []
-        self._served: set[int] = set()  # that have been ready
-        self._due: dict[int, float] = {}  # when to start them again
+        self._served: set[int] = set()  # servers that have been ready
+        self._due: dict[int, float] = {}  # when to restart them
         self._given_up: set[int] = set()
 
     def run(self) -> None:
-        """Until the caller or all servers have ended, or one could not start."""
+        """Returns when the caller or all servers have ended, or one could not start."""
         caller = os.pidfd_open(self._job.caller_pid)
         if os.getppid() != self._job.caller_pid:
             return
@@ -139,14 +139,14 @@ class _Supervisor:
 
     def _start(self, spec: ServerSpec, again: bool = False) -> _Child:
         peers = [*self._job.join, *(maddr for child in self._children for maddr in child.maddrs)]
-        if again:  # as the only one where nobody else is there any more
+        if again:  # perhaps as the only one, if no other is left
             peers = [maddr for maddr in peers if answers(maddr)]
         receiver, sender = self._fork.Pipe(duplex=False)
         process = self._fork.Process(
             target=_serve, args=(self._job, spec, peers, sender, os.getpid(), again)
         )
         process.start()
-        sender.close()  # or its end would not be seen
+        sender.close()  # otherwise the end of the process would go unnoticed
         return _Child(spec, process, receiver)
 
     def _listen(self, number: int, child: _Child) -> None:
@@ -203,7 +203,7 @@ class _Supervisor:
 
 
 def at_the_same_port(spec: ServerSpec, maddrs: Sequence[str]) -> ServerSpec:
-    """With the port that it has been given, where it was to be any free one."""
+    """The spec with the port that the server was given, if any free one was requested."""
     if spec.announce is None and spec.listen.endswith("/tcp/0"):
         port = maddrs[0].split("/tcp/")[1].partition("/")[0]
         return replace(spec, listen=spec.listen.removesuffix("0") + port)
@@ -218,25 +218,25 @@ def _in_words(exit_code: int | None) -> str:
 
 def supervise() -> None:
     """The supervisor's process."""
-    warnings.simplefilter("ignore")  # the log is for what the servers say
-    import tune_app.serve.server  # noqa: F401 (petals, before the forks, so that it is paid once)
+    warnings.simplefilter("ignore")  # the log is for the servers' messages
+    import tune_app.serve.server  # noqa: F401 (imports petals once, before the forks)
 
     job = Job.from_json(sys.argv[1])
     reports = int(sys.argv[2])
-    os.set_inheritable(reports, False)  # whoever holds it hides from the caller that we have ended
+    os.set_inheritable(reports, False)  # a process that inherits it would hide our end
     _Supervisor(job, Connection(reports, readable=False)).run()
-    if os.getppid() != job.caller_pid:  # else the caller reads the log and removes the folder
+    if os.getppid() != job.caller_pid:  # otherwise the caller reads the log and removes the folder
         shutil.rmtree(job.folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
-# ----------------------------------------------------------------------- in a server's own process
+# -------------------------------------------------------------------------- in a server's process
 
 
 def _serve(
     job: Job, spec: ServerSpec, peers: list[str], news: Connection, supervisor: int, again: bool
 ) -> None:
-    """One Petals server, until it or something that it has started ends."""
+    """Runs one Petals server until it or a process that it has started ends."""
     end_with_parent(supervisor)
     try:
         _run_server(job, spec, peers, news, again)
@@ -269,7 +269,7 @@ def _run_server(
         stock=job.stock,
         loaded=lambda count: news.send(("loading", count)),
         identity_path=spec.identity,
-        # Who is sure to be alone with it need not ask the others, which takes a second.
+        # Only needed if another server could have the same key; it takes a second.
         check_if_identity_free=bool(job.join) and not again,
     )
     news.send(("listening", tuple(str(maddr) for maddr in server.dht.get_visible_maddrs())))
@@ -278,13 +278,13 @@ def _run_server(
 
 
 def _report_ready(server: Any, blocks: range, news: Connection) -> None:
-    """Reports once clients can find the blocks: Petals announces them a little after `ready`."""
+    """Reports when clients can find the blocks: Petals announces them shortly after `ready`."""
     from petals.data_structures import ServerState
     from petals.utils.dht import get_remote_module_infos
 
     while server.module_container is None or not server.module_container.ready.is_set():
         time.sleep(0.02)
-    # What cannot answer any more is to end as a whole, so that it is started again.
+    # A server that has lost a process cannot answer any more: it should end and be restarted.
     handlers = [handler.pid for handler in server.module_container.conn_handlers]
     end_with([*hivemind_processes(server.dht), *handlers])
     uids = server.module_uids[blocks.start : blocks.stop]

@@ -1,8 +1,8 @@
-"""Petals servers on this machine, as a context manager: private ones on 127.0.0.1, unless told.
+"""Petals servers on this machine, as a context manager; on 127.0.0.1 unless told otherwise.
 
-The caller starts one supervisor process, which starts the servers and starts again those that end
-(`server_process.py`). All of them share one process group, so ending the swarm is one signal, and
-nothing stays behind when the caller is killed. The caller's own process imports neither petals nor
+The caller starts one supervisor process, which starts the servers and restarts those that end
+(`server_process.py`). All of them share one process group, so one signal ends the swarm, and
+nothing stays behind if the caller is killed. The caller's own process imports neither petals nor
 torch.
 """
 
@@ -30,7 +30,7 @@ from tune_app.serve.server_process import MOST_STARTS, Job, ServerSpec, at_the_s
 
 _SUPERVISE = "from tune_app.serve.server_process import supervise; supervise()"
 LOOPBACK = "127.0.0.1"
-_WORD_S = 2.0  # of progress, at most one in this time
+_WORD_S = 2.0  # least time between two progress messages
 
 
 class PrivateSwarmError(RuntimeError):
@@ -54,11 +54,11 @@ class PrivateSwarm:
     """A swarm that starts in the background; `wait_until_ready()` before use, `stop()` at the end.
 
     peers: multiaddrs of all servers, each with `/p2p/<id>`, once ready
-    dht_prefix: what clients have to ask for
+    dht_prefix: the name of the blocks that clients need
     servers: the running servers, in the order of their blocks
     blocks_missing: how many of the model's blocks they do not serve
-    max_batch_tokens: rows times tokens (prompts included) a request may have; Petals' client takes
-        the refusal of a larger one for a dead server and retries it for ever
+    max_batch_tokens: rows times tokens (prompts included) allowed in a request; Petals' client
+        would take the refusal of a larger one for a dead server and retry forever
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class PrivateSwarm:
         max_batch_tokens: int = 8192,
         stock: bool = False,
     ) -> None:
-        """Starts the processes and returns at once.
+        """Starts the processes and returns immediately.
 
-        model: folder of a causal language model of transformers
-        name: the model's name on a hub, where the folder is a copy from there
+        model: folder of a causal language model in transformers' format
+        name: the model's name on a hub, if the folder is a copy from there
         servers: parts that the blocks are divided into; each part is served `replicas` times
         blocks: the first, and the one after the last; None: all of them
         host: the address of this machine to listen on
-        port: of the first server, the next ones take the next ports; 0: free ones
-        announce_ports: what the servers tell others instead of their ports (a relay's), one each
-        join: addresses of a swarm's other servers; empty: this is a swarm of its own
-        identity: file of the first server's key, which is made where there is none, so that its
-            address stays the same; the next ones have `-1`, `-2` … behind it. None: new ones
-        device: as torch names it; None: cuda where there is one; several servers with "cuda" are
-            spread over all GPUs
-        threads: of torch in each server; None: all processors, divided by the servers
+        port: of the first server, the others take the next ports; 0: free ones
+        announce_ports: ports that others are told instead (those of a relay), one for each server
+        join: addresses of a swarm's other servers; empty: start a new swarm
+        identity: file of the first server's key, created if missing, so that its address stays the
+            same; the other servers' files have the suffixes `-1`, `-2` … None: new keys
+        device: in torch's notation; None: cuda if available; several servers with "cuda" are spread
+            over all GPUs
+        threads: torch threads of each server; None: all processors, divided by the servers
         stock: compute as Petals' own server does, for comparisons
         Raises ConfigError with all mistakes found without importing torch.
         """
@@ -160,15 +160,15 @@ class PrivateSwarm:
                 stderr=log,
                 env=_environment(self._folder),
                 pass_fds=[sending],
-                start_new_session=True,  # a group of its own; Ctrl-C reaches only the caller
+                start_new_session=True,  # a separate group, so Ctrl-C reaches only the caller
             )
         os.close(sending)
 
     def wait_until_ready(
         self, *, timeout_s: float = 120.0, progress: Callable[[str], None] | None = None
     ) -> None:
-        """Returns when all blocks can be called; raises PrivateSwarmError if that fails, or where
-        nothing has been loaded for `timeout_s`."""
+        """Returns when all blocks can be called; raises PrivateSwarmError if that fails, or if
+        there is no progress for `timeout_s`."""
         last = time.monotonic()
         said, next_word = "", last + _WORD_S
         while len(self._ready) < len(self._job.servers):
@@ -205,9 +205,9 @@ class PrivateSwarm:
             self._ready[number] = Server(spec.first_block, spec.end_block, tuple(content))
 
     def tell_changes(self, say: Callable[[str], None]) -> None:
-        """From now on `say` is called, from a thread, when a server has ended or serves again.
+        """From now on, `say` is called from a thread when a server has ended or is back.
 
-        A supervisor that has ended is started again, too.
+        If the supervisor ends, it is restarted too.
         """
         threading.Thread(target=self._tell, args=(say,), name="swarm-changes", daemon=True).start()
 
@@ -220,26 +220,26 @@ class PrivateSwarm:
                 if self._stopping or supervisors > MOST_STARTS:
                     return
                 supervisors += 1
-                say("the swarm's servers have ended with their supervisor; they are started again")
+                say("the swarm's servers have ended with their supervisor; restarting them")
                 self._again()
                 continue
             name = f"the server of blocks {self._job.servers[number].first_block}:"
             name += f"{self._job.servers[number].end_block}"
             self._take(kind, number, content)
             if kind == "ready":
-                say(f"{name} serves again")
+                say(f"{name} is back")
             elif kind == "ended":
                 why, count, again = content
                 say(
                     f"{name} has ended ({why}); "
-                    + (f"it is started again, {count} of {MOST_STARTS} times" if again else "")
-                    + ("" if again else f"it has been started {count} times and stays away")
+                    + (f"restarting it ({count} of {MOST_STARTS} times)" if again else "")
+                    + ("" if again else f"not restarting it, since it has ended {count} times")
                 )
             elif kind == "error":
                 say(f"{name} did not start: {content}")
 
     def _again(self) -> None:
-        """Starts the supervisor with the ports that its servers have had."""
+        """Restarts the supervisor, with the servers' previous ports."""
         with self._lock:
             if self._stopping:
                 return
@@ -253,11 +253,11 @@ class PrivateSwarm:
             self._launch()
 
     def stop(self) -> None:
-        """Ends all processes of the swarm at once and removes its temporary files."""
+        """Ends all processes of the swarm immediately and removes its temporary files."""
         with self._lock:
             self._stopping = True
-            with suppress(ProcessLookupError):  # it may have ended by itself
-                # Nothing is worth saving, and hivemind's own shutdown takes seconds.
+            with suppress(ProcessLookupError):  # it may have ended already
+                # There is nothing to save, and hivemind's own shutdown takes seconds.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._reports.close()
@@ -277,7 +277,7 @@ def private_swarm(
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Iterator[PrivateSwarm]:
-    """A ready PrivateSwarm (which see for `options`), stopped at the end of the block.
+    """A ready PrivateSwarm (see there for `options`), stopped at the end of the block.
 
     Raises ConfigError (the user's mistakes) and PrivateSwarmError (a server did not start).
     """
@@ -295,8 +295,8 @@ def _environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": path,
         "HIVEMIND_LOGLEVEL": "WARNING",
-        # Threads that wait for work by spinning take the client's and the handlers' processor: on 2
-        # cores 2 threads do 178 rows/s then, and 300 if they sleep.
+        # Spin-waiting OpenMP threads starve the client and the request handlers of CPU: on 2 cores
+        # 178 rows/s, against 300 if idle threads sleep.
         "OMP_WAIT_POLICY": "PASSIVE",
         "PETALS_CACHE": str(folder),  # Petals keeps a lock file there
         "HF_HUB_OFFLINE": "1",
