@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import tune_app.petals_compat  # noqa: F401
+from hivemind import DHT
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from petals import ClientConfig, RemoteSequential
 from petals.client import sequential_autograd
@@ -52,7 +53,15 @@ _CLIENT = {
     "update_period": LOOK_FOR_SERVERS_S,
     "ban_timeout": BAN_S,
     "show_route": False,
-    "daemon_startup_timeout": 20,
+}
+# As Petals makes it, but for what hivemind adds: a client listens nowhere, so it neither looks for
+# a router that would let others in (with packets to the whole network) nor asks how it is reached.
+_CLIENT_DHT = {
+    "client_mode": True,
+    "num_workers": 32,
+    "startup_timeout": 20,
+    "auto_nat": False,
+    "nat_port_map": False,
 }
 CONNECT_TIMEOUT_S = 25.0
 _FAR_S = 0.02  # round trip from which a swarm counts as distant; loopback is faster even under load
@@ -99,7 +108,8 @@ class SwarmBackbone:
                     dht_prefix=self._prefix,
                     num_hidden_layers=self.num_blocks,
                     **_CLIENT,
-                )
+                ),
+                dht=DHT(initial_peers=list(peers), start=True, **_CLIENT_DHT),
             )
         except Exception as error:  # hivemind raises several unrelated types here
             raise BackboneUnavailable(f"no peer answers at {', '.join(peers)}: {error}") from error

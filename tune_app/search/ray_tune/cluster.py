@@ -22,8 +22,8 @@ from tune_app.search.ray_tune.internals import (
     LOOPBACK,
     check_loopback,
     check_ray,
-    listen_on_loopback_only,
     ray_processes,
+    stay_on_this_machine,
 )
 from tune_app.search.ray_tune.places import ways_round
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
@@ -156,7 +156,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         workers = max(os.cpu_count() or 1, min(at_once, _MOST_STARTED_AHEAD))
         startup = str(max(workers, -(-at_once // 3)))
         os.environ |= {"RAY_worker_maximum_startup_concurrency": startup}
-        listen_on_loopback_only()
+        stay_on_this_machine()
         with _deaf_to_hang_ups():
             context = ray.init(
                 address="local",  # or Ray joins any cluster that it finds on this machine

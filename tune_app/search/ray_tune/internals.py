@@ -25,6 +25,7 @@ TESTED = "2.60.0"
 
 _Part = tuple[str, str]
 _RESOLVE: _Part = ("ray._private.services", "resolve_ip_for_localhost")
+_START: _Part = ("ray._private.services", "start_ray_process")
 _WORKER: _Part = ("ray._private.worker", "_global_node")
 _DEAD: _Part = ("ray._private.node", "Node.dead_processes")
 _KILL: _Part = ("ray._private.node", "Node.kill_all_processes")
@@ -38,6 +39,9 @@ _NEXT_CALL: _Part = ("ray.tune.execution.tune_controller", "TuneController._sche
 _DUPLICATE: _Part = ("ray.tune.result", "RESULT_DUPLICATE")
 
 _NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+# Ray's dashboard looks up in which cloud it runs, at addresses outside this machine, even where
+# usage statistics are off. No setting keeps it from that, but nobody answers at this proxy.
+_ASKS_NOBODY = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 # Ray's own processes that listen nowhere but on this machine, by `_node_ip_address` below.
 LOOPBACK = {"_node_ip_address": "127.0.0.1", "dashboard_host": "127.0.0.1"}
 
@@ -52,7 +56,7 @@ def _part(part: _Part) -> Any:
 
 def check_ray() -> None:
     """Raises ConfigError where this Ray is not built as the functions below take for granted."""
-    parts = [_RESOLVE, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
+    parts = [_RESOLVE, _START, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
     parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _DUPLICATE]
     missing = []
     for part in parts:
@@ -69,13 +73,26 @@ def check_ray() -> None:
         )
 
 
-def listen_on_loopback_only() -> None:
-    """To be called before `ray.init(**LOOPBACK)`.
+def stay_on_this_machine() -> None:
+    """To be called before `ray.init(**LOOPBACK)`, as often as that.
 
-    Ray replaces 127.0.0.1 by an outside address and then listens on all of them.
+    Ray replaces 127.0.0.1 by an outside address and then listens on all of them; and its dashboard
+    asks outside.
     """
     module, name = _RESOLVE
     setattr(importlib.import_module(module), name, lambda host: host)
+    start = _part(_START)
+    if hasattr(start, "asks_nobody"):
+        return
+
+    def start_ray_process(command: Any, process_type: str, *given: Any, **named: Any) -> Any:
+        if process_type == "dashboard":
+            named["env_updates"] = {**named.get("env_updates", {}), **_ASKS_NOBODY}
+        return start(command, process_type, *given, **named)
+
+    start_ray_process.asks_nobody = True  # type: ignore[attr-defined]
+    module, name = _START
+    setattr(importlib.import_module(module), name, start_ray_process)
 
 
 def check_loopback() -> None:
