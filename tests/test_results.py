@@ -151,12 +151,16 @@ def test_what_to_open_is_named_without_a_password(tmp_path: Path):
     assert command == "optuna-dashboard"
     assert len(optuna.load_study(study_name="tune_app", storage=url).trials) == 1
 
-    settings = {"storage": "postgresql://me:s3cret@db.example/optuna", "mlflow": "http://m:5000"}
+    settings = {
+        "storage": "postgresql://me:s3cret@db.example/optuna",
+        "mlflow": "http://me:s3cret@m:5000",
+    }
     run.write_atomic(run.search_yaml, yaml.safe_dump({**settings, "wandb": "prompts"}))
+    assert run.search_yaml.stat().st_mode & 0o077 == 0  # nobody else reads it
     text = "\n".join(next_steps(load(run)))
     assert "optuna-dashboard 'postgresql://me:***@db.example/optuna'" in text
     assert "s3cret" not in text
-    assert "http://m:5000, experiment my run" in text
+    assert "http://me:***@m:5000, experiment my run" in text
     assert "project prompts, group my run" in text
 
 

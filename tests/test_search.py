@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -15,7 +18,9 @@ from safetensors import safe_open
 
 from benchmarks.relay import free_port
 from tests.pages import ROOT
+from tests.sockets import watched_sockets
 from tests.tiny_models import write_tiny_model
+from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
 from tune_app.search.cli import main
 from tune_app.search.ray_tune import cluster
@@ -32,18 +37,56 @@ def most_at_once(run: RunDir) -> int:
     return most
 
 
+@pytest.fixture
+def rays_folder() -> Iterator[Path]:
+    """For Ray's logs. A short path: sockets are in there, too."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_password_is_kept(run: RunDir, logs: Path) -> None:
+    """It is in the two files that --config and --resume take, which nobody else reads."""
+    hold = [
+        path
+        for folder in (run.path, logs)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and b"hunter2" in path.read_bytes()
+    ]
+    assert sorted(hold) == [run.best_yaml, run.search_yaml]
+    assert {path.stat().st_mode & 0o077 for path in hold} == {0}
+
+
 @pytest.mark.swarm
-def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+def test_a_real_search_on_a_real_swarm(tmp_path: Path, rays_folder: Path) -> None:
+    """And nothing leaks: no socket leads off this machine, and no file or page has the password."""
+    run, sockets = RunDir(tmp_path / "run"), watched_sockets(tmp_path / "sockets")
+    storage = f"sqlite:///file:{tmp_path / 'study.db'}?uri=true&password=hunter2"
     command = [sys.executable, "-m", "tune_app.search", *SMALL, "--confirm-seeds", "2"]
     command += ["--scheduler", "none", "--concurrency", "2", "--out", str(run.path)]
+    config = tmp_path / "config.yaml"  # other processes see what stands in the command line
+    config.write_text(f"storage: {storage}\n")
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    with (
+        subprocess.Popen(
+            [*command, f"--config={config}"],
+            env=sockets.environment | {"RAY_TMPDIR": str(rays_folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as search,
+        sockets.of(search.pid),
+    ):
+        out, err = search.communicate(timeout=240)
 
-    assert done.returncode == 0, done.stderr
-    assert "the default" in done.stdout
-    assert "Traceback" not in done.stderr
-    assert "Warning" not in done.stderr
+    assert search.returncode == 0, err
+    assert "the default" in out
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    assert sockets.outward() == set()
+    assert {"gcs_server", "raylet", "p2pd"} <= sockets.seen_of
+    assert "hunter2" not in out + err
+    check_password_is_kept(run, rays_folder)
     trials = pd.read_csv(run.trials_csv)
     searched = trials[trials["origin"] != "confirm"]
     assert sorted(searched["trial"]) == [0, 1, 2]
@@ -52,7 +95,7 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     assert most_at_once(run) == 2  # of the search and of the confirmation
     default = searched.set_index("trial").loc[0]
     assert (default["lr"], default["scheduler"], default["weight_decay"]) == (1e-3, "linear", 0)
-    study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run.study_db}")
+    study = optuna.load_study(study_name=load(run).study, storage=storage)
     told = {trial.number: trial.value for trial in study.trials}
     for _, trial in searched.iterrows():
         assert told[trial["trial"]] == pytest.approx(trial["eval_loss"])
@@ -70,7 +113,7 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path) -> None:
     )
     assert figures, evaluated.stderr
     said = f"Exported prompts: test {figures[1]} (confirmation run "
-    for place in (done.stdout, run.summary_txt.read_text(), run.report_html.read_text()):
+    for place in (out, run.summary_txt.read_text(), run.report_html.read_text()):
         assert said in " ".join(place.split())
 
 

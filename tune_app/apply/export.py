@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from tune_app.models.identity import ModelIdentity
 from tune_app.report.results import Results, load
 from tune_app.report.verdict import verdict
 from tune_app.run.events import RunState
+from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig, settings_with
 from tune_app.run.settings import Role
@@ -55,13 +57,21 @@ def export_best(run: RunDir) -> Path | None:
         trained_as=number,
         config=TrialConfig.from_dict(results.configs[number]),
         metrics=_metrics(row, results),
-        search={name: getattr(settings, name) for name in settings_with(Role.PROMPTS)},
+        search=_for_others({name: getattr(settings, name) for name in settings_with(Role.PROMPTS)}),
         data_fingerprint=begun.fingerprint,
         tune_app=_version(),
         scale=None if summary is None else summary.scale,
         answer=_answer(results),
     )
     return write_prompts(run.prompts, state["model"], about)
+
+
+def _for_others(settings: dict[str, Any]) -> dict[str, Any]:
+    """A folder of prompts is passed on: what opens the data's address is not."""
+    return {
+        name: without_passwords(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
 
 
 def _answer(results: Results) -> str:

@@ -6,7 +6,6 @@ import shlex
 import textwrap
 
 import pandas as pd
-from sqlalchemy import make_url
 
 from tune_app.report.importance import importance, storage_url, why_none
 from tune_app.report.results import Results
@@ -25,6 +24,7 @@ from tune_app.report.words import (
     signed,
     standing,
 )
+from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import Status
 
 MAX_ROWS = 30
@@ -270,12 +270,14 @@ def next_steps(results: Results) -> list[str]:
 def _dashboards(results: Results) -> list[tuple[str, str]]:
     """What other programs show of the run; a password in a storage's URL is left out."""
     storage, settings = storage_url(results), results.settings
-    shown = make_url(storage).render_as_string(hide_password=True) if storage else ""
-    steps = [("Study", shlex.join(["optuna-dashboard", shown]))] if storage else []
+    steps = list[tuple[str, str]]()
+    if storage:
+        steps.append(("Study", shlex.join(["optuna-dashboard", without_passwords(storage)])))
     if results.run.ray.exists():
         steps.append(("Curves", shlex.join(["tensorboard", "--logdir", str(results.run.ray)])))
     if settings.get("mlflow"):
-        steps.append(("MLflow", f"{settings['mlflow']}, experiment {results.run.path.name}"))
+        uri = without_passwords(settings["mlflow"])
+        steps.append(("MLflow", f"{uri}, experiment {results.run.path.name}"))
     if settings.get("wandb"):
         steps.append(("W&B", f"project {settings['wandb']}, group {results.run.path.name}"))
     return steps

@@ -24,6 +24,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from tune_app.run.passwords import without_passwords
 from tune_app.run.search_config import ConfigError
 
 
@@ -111,12 +112,15 @@ class RunDir:
     def write_atomic(self, path: str | Path, content: str | bytes) -> Path:
         """Replaces a whole file atomically: neither a reader nor a kill ever leaves half of it.
 
-        `path` is relative to the run directory unless it is absolute.
+        `path` is relative to the run directory unless it is absolute. Text with a password in it is
+        for its owner alone to read.
         """
         path = self.path / path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            if isinstance(content, str) and without_passwords(content) != content:
+                temporary.touch(mode=0o600)
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(temporary, path)
         finally:

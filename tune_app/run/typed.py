@@ -16,15 +16,19 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from tune_app.run.passwords import without_passwords
+
 
 class ConfigError(ValueError):
     """Mistakes that the user has to correct, all together; commands print it and exit with code 2.
 
-    Each message says the rule, what was received and what would be right.
+    Each message says the rule, what was received and what would be right, without the passwords in
+    it.
     """
 
     def __init__(self, messages: str | Iterable[str]) -> None:
-        self.messages: list[str] = [messages] if isinstance(messages, str) else list(messages)
+        several = [messages] if isinstance(messages, str) else messages
+        self.messages: list[str] = [without_passwords(message) for message in several]
         super().__init__(self.messages)  # as the one argument, so that it survives pickling
 
     def __str__(self) -> str:

@@ -27,6 +27,7 @@ from tune_app.run.events import (
     TrialState,
     WarmStarted,
 )
+from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
@@ -107,7 +108,7 @@ class LiveView:
     def say(self, text: str) -> None:
         """A line of its own, above the live display."""
         if not self._config.quiet:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(without_passwords(text), markup=False, soft_wrap=True)
 
     def progress(self, text: str) -> None:
         """What is being waited for before the first trial."""

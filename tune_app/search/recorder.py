@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tune_app.run.event_log import EventLog
 from tune_app.run.events import TrialEnded, TrialReported, TrialRetried, TrialStarted
+from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import Status
 from tune_app.run.trial_report import Report, outcome
 from tune_app.search.trial_job import TrialJob
@@ -32,7 +33,9 @@ class Recorder:
 
     def retried(self, job: TrialJob, reason: str, *, machines: bool) -> None:
         """machines: its host or the swarm is to blame, not its config"""
-        self.log.record(TrialRetried(trial=job.number, reason=reason, machines=machines))
+        self.log.record(
+            TrialRetried(trial=job.number, reason=without_passwords(reason), machines=machines)
+        )
 
     def ended(self, job: TrialJob, last: Report | None) -> None:
         status, reason = outcome(last, job.config.steps)
@@ -40,4 +43,6 @@ class Recorder:
             self.log.record(TrialEnded(trial=job.number, status=status, reason=reason))
 
     def failed(self, job: TrialJob, reason: str) -> None:
-        self.log.record(TrialEnded(trial=job.number, status=Status.FAILED, reason=reason))
+        self.log.record(
+            TrialEnded(trial=job.number, status=Status.FAILED, reason=without_passwords(reason))
+        )

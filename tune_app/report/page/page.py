@@ -34,6 +34,7 @@ from tune_app.report.words import (
     state,
     with_spread,
 )
+from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import Status
 
 _TABLE_FIRST = ["trial", "status", "eval_loss"]
@@ -81,7 +82,7 @@ def report_page(results: Results) -> str:
         cost=_cost(results),
         hosts=results.hosts,
         table=trial_table(results),
-        best_yaml=None if winner is None else best_yaml(results, winner),
+        best_yaml=None if winner is None else without_passwords(best_yaml(results, winner)),
         reproduce=reproduce(results),
     )
 
