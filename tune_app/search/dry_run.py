@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tune_app.models.folder import model_folder
 from tune_app.report.confirmation import CHOOSING_SEEDS
 from tune_app.report.evidence import next_look
 from tune_app.report.words import count, duration, number
 from tune_app.run.search_config import SearchConfig
+from tune_app.search.estimate import Estimate, estimate
 from tune_app.study.space import SearchSpace
+
+if TYPE_CHECKING:
+    from tune_app.tasks.data import TaskData
 
 _SAMPLES = 5
 _STOPS = {
@@ -18,6 +25,8 @@ _STOPS = {
 
 def dry_run(config: SearchConfig, space: SearchSpace) -> str:
     """What `python -m tune_app.search` would do, for the terminal."""
+    model = model_folder(config.model, config.revision)
+    data = _load(config, model)
     names = list(space.sampled_names)
     base = config.base_trial()
     rows = []
@@ -36,24 +45,26 @@ def dry_run(config: SearchConfig, space: SearchSpace) -> str:
             "",
             *table,
             "",
-            *_data(config),
+            "The data:",
+            *(f"  {line}" for line in data.summary.in_words(data.task.metric)),
+            *(f"  note: {note}" for note in data.notes),
             *_notes(config, space),
             "",
             *_cost(config),
+            *_time(config, estimate(config, model, data)),
+            *_place(config),
+            "Nothing has been started.",
         ]
     )
 
 
-def _data(config: SearchConfig) -> list[str]:
-    """All that is known of the data, tokenised as the trials would have them."""
+def _load(config: SearchConfig, model: Path) -> TaskData:
+    """The data, tokenised as the trials would have them."""
     from transformers import AutoTokenizer  # seconds, which the mistakes have not had to wait for
 
     from tune_app.tasks.loading import load_task_data
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder(config.model, config.revision)))
-    data = load_task_data(config, tokenizer)
-    lines = ["The data:", *(f"  {line}" for line in data.summary.in_words(data.task.metric))]
-    return lines + [f"  note: {note}" for note in data.notes]
+    return load_task_data(config, AutoTokenizer.from_pretrained(str(model)))
 
 
 def _notes(config: SearchConfig, space: SearchSpace) -> list[str]:
@@ -69,10 +80,7 @@ def _notes(config: SearchConfig, space: SearchSpace) -> list[str]:
 def _cost(config: SearchConfig) -> list[str]:
     row_tokens = config.prompt_length + config.max_length
     trial_tokens = config.steps * config.batch_size * row_tokens
-    choosing = CHOOSING_SEEDS * config.confirm if config.confirm > 1 else 0
-    least, most = (
-        choosing + 2 * seeds for seeds in (next_look(0, config.confirm_seeds), config.confirm_seeds)
-    )
+    least, most = _confirmation_runs(config)
     lines = [
         f"The search: {config.trials} trials of at most {config.steps} steps of "
         f"{config.batch_size} rows, {row_tokens} tokens each at most:",
@@ -89,4 +97,40 @@ def _cost(config: SearchConfig) -> list[str]:
         lines.append(f"  it ends after {duration(config.time_budget)} in any case")
     if config.token_budget is not None:
         lines.append(f"  it ends after {count(config.token_budget)} tokens in any case")
-    return [*lines, "Nothing has been started."]
+    return lines
+
+
+def _confirmation_runs(config: SearchConfig) -> tuple[int, int]:
+    """At least and at most."""
+    if not config.confirm:
+        return 0, 0
+    choosing = CHOOSING_SEEDS * config.confirm if config.confirm > 1 else 0
+    least = next_look(0, config.confirm_seeds)
+    return choosing + 2 * least, choosing + 2 * config.confirm_seeds
+
+
+def _time(config: SearchConfig, found: Estimate | None) -> list[str]:
+    if found is None:
+        why = "is served by --peers" if config.peers else "is too large to be loaded for this"
+        return [f"  time and memory: not measured, because the model {why}"]
+    least, most = (
+        duration(config.trials * found.trial_s + runs * found.run_s)
+        for runs in _confirmation_runs(config)
+    )
+    lines = [
+        f"  about {least if least == most else f'{least} to {most}'} if no trial is stopped early: "
+        f"measured on {found.device}, in process, for {found.at_once} trials at once; the start "
+        "takes some 20 s more",
+        f"  about {found.memory / 2**30:.1f} GB of memory for the process with the model",
+    ]
+    if config.backbone == "swarm":
+        lines.append(
+            "  a private swarm takes longer, two to three times as long with a model as small as "
+            "demo, and as much memory again for its server"
+        )
+    return lines
+
+
+def _place(config: SearchConfig) -> list[str]:
+    out = config.resume or config.out or Path("runs", "<date>-<time>")
+    return [f"Results would be written to {out}, which can be written."]
