@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def test_on_a_swarm_of_two_servers(llama: Path, passes: Counter[str]) -> None:
         for number, positions in enumerate((5, 1, 1, 1)):
             embeds_BSH = torch.randn(1, positions, 32, generator=torch.Generator().manual_seed(7))
             if number == 2:
-                session._servers[1].close()
+                with suppress(ConnectionError):  # the server may be the first to hang up
+                    session._servers[1].close()
             torch.testing.assert_close(session.extend(embeds_BSH), expected.extend(embeds_BSH))
         session.close()
         backbone.close()

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 
@@ -52,8 +53,26 @@ def test_rays_token_has_a_place_where_home_cannot_be_written(plain: pytest.Monke
 
     token = Path(ways_round()["RAY_AUTH_TOKEN_PATH"])
 
-    assert len(token.read_text()) == 32
+    assert len(token.read_text()) == 64
     assert token.stat().st_mode & 0o077 == 0
+
+
+def test_searches_that_start_at_once_in_a_new_home_share_one_token(
+    plain: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+
+    def start(_: int) -> str:
+        assert ways_round() == {}
+        return token.read_text()
+
+    with ThreadPoolExecutor(8) as searches:
+        read = set(searches.map(start, range(8)))
+
+    assert read == {token.read_text()}
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o077 == 0
+    assert [file.name for file in token.parent.iterdir()] == ["auth_token"]
 
 
 def test_a_run_that_cannot_be_written_is_one_line() -> None:

@@ -16,6 +16,7 @@ import ast
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
@@ -59,7 +60,7 @@ def stdlib_docstrings(packages: tuple[str, ...] | None = None) -> Iterator[tuple
         if parts[0] == "site-packages" or {"test", "tests", "idle_test"} & set(parts):
             continue
         try:
-            tree = ast.parse(file.read_text("utf-8"))
+            tree = _parse(file.read_text("utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue  # lib2to3 has deliberately broken files
         for node in ast.walk(tree):
@@ -71,6 +72,15 @@ def stdlib_docstrings(packages: tuple[str, ...] | None = None) -> Iterator[tuple
             if len(text) >= _MIN_CHARS and text not in seen:
                 seen.add(text)
                 yield text, parts[0]
+
+
+def _parse(source: str) -> ast.Module:
+    """`ast.parse`, again where CPython 3.11 has mixed up the depths of two threads that parse at
+    once (SystemError: "AST constructor recursion depth mismatch"; python/cpython#106905)."""
+    for _ in range(10):
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
 
 
 def language_reference() -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
-import uuid
+from contextlib import suppress
 from pathlib import Path
 
 # Of a Unix socket's path, 107 bytes at most, Ray's own part takes up to 67:
@@ -17,21 +18,31 @@ def ways_round() -> dict[str, str]:
     found = {}
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER and "RAY_TMPDIR" not in os.environ:
         found["RAY_TMPDIR"] = "/tmp"
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ} and not _home_is_writable():
-        token = Path(tempfile.mkdtemp(prefix="tune_app-token-")) / "auth_token"
-        token.touch(mode=0o600)
-        token.write_text(uuid.uuid4().hex)
-        found["RAY_AUTH_TOKEN_PATH"] = str(token)
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+        try:
+            _make_token(Path("~/.ray").expanduser())
+        except OSError:
+            token = _make_token(Path(tempfile.mkdtemp(prefix="tune_app-token-")))
+            found["RAY_AUTH_TOKEN_PATH"] = str(token)
     return found
 
 
-def _home_is_writable() -> bool:
-    """Whether Ray can make, or read, its token below the home folder."""
-    folder = Path("~/.ray").expanduser()
-    if (folder / "auth_token").is_file():
-        return True
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
+def _make_token(folder: Path) -> Path:
+    """The token that Ray's processes show each other, made if there is none.
+
+    Ray would make it too, but not in one step: of two searches that start at once in a new home,
+    the second would replace the token that the first one's processes have read.
+
+    Raises:
+        OSError: the folder can be neither read nor written
+    """
+    token = folder / "auth_token"
+    if token.is_file():
+        return token
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder) as whole:  # only its owner may read it
+        whole.write(secrets.token_hex(32))
+        whole.flush()
+        with suppress(FileExistsError):  # another search was faster
+            os.link(whole.name, token)
+    return token
