@@ -18,14 +18,17 @@ os.environ.update(
     TRANSFORMERS_VERBOSITY="error",
     HF_HUB_DISABLE_PROGRESS_BARS="1",  # those of transformers too
     RAY_USAGE_STATS_ENABLED="0",
+    OMP_WAIT_POLICY="PASSIVE",  # threads that wait by spinning make several processes crawl
 )
 
 # Tests find no model good because it was in an earlier run, and leave nothing in the home.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tune_app-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-# A job started with `&` ignores Ctrl-C, and so would the commands that tests interrupt.
+# A job started with `&` ignores Ctrl-C, one with `nohup` a closing terminal, and so would the
+# commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

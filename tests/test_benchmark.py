@@ -20,12 +20,12 @@ def test_it_runs_and_all_arms_agree_on_the_losses(tmp_path: Path) -> None:
     write_data(tmp_path)
     bench, workload = Bench(repeats=1), Workload(str(tmp_path), trials=2, steps=2)
     with on_swarm(workload) as on_servers:
-        for arm in ("A8", "R2", "F8"):
+        for arm in ("E2", "F8"):
             bench.run(arm, on_servers, "throughput")
-    bench.run("E2", workload, "throughput")
+    bench.run("A8", workload, "throughput")
     text = write_results(tmp_path, bench.runs, {"processor": "two cores"})
     assert "swarm: E at its best ÷ F" in text
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_a_different_loss_of_one_trial_is_an_error(tmp_path: Path) -> None:

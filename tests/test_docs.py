@@ -131,7 +131,7 @@ def in_process(line: str, home: Path) -> str:
     return said.getvalue()
 
 
-def run_search(line: str, home: Path, **more: str) -> None:
+def run_search(line: str, home: Path, **more: str) -> RunDir:
     """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
 
     A line without --peers runs on a local model: the private swarm that it would start,
@@ -141,7 +141,7 @@ def run_search(line: str, home: Path, **more: str) -> None:
     small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
     if "--peers" not in line:
         small += " --backbone local"
-    if re.search("--(peers|address|hosts|resume|out runs/reviews)|pbt", line):
+    if re.search("--(peers|address|hosts|out runs/reviews)|pbt", line):
         said = shell(small, home, {"HOME": str(home), **more})
     else:
         said = in_process(f"{small} --executor in-process", home)
@@ -151,6 +151,7 @@ def run_search(line: str, home: Path, **more: str) -> None:
     assert sum(counts.values()) == trials
     assert counts.keys() <= {"finished", "stopped"}
     assert (run.prompts / "prompts.safetensors").exists()
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,11 @@ def test_a_search_runs(line: str, home: Path, request: pytest.FixtureRequest) ->
     if "--address" in line:
         line = line.replace(ADDRESS, request.getfixturevalue("ray_cluster"))
         line, more = line.replace("/shared/", "shared/"), {"RAY_AUTH_MODE": "token"}
-    run_search(line, home, **more)
+    run = run_search(line, home, **more)
+    if "--address" in line:  # a host on each node, which both trained
+        hosts = run.events()[-1]["hosts"]
+        assert [host["host"] for host in hosts] == ["host-0", "host-1"]
+        assert all(host["rows"] > 0 for host in hosts)
 
 
 @pytest.mark.parametrize("line", DRY)

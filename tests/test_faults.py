@@ -13,11 +13,13 @@ from benchmarks.kill_tree import kill_each
 from benchmarks.relay import free_port
 from tune_app.models.folder import model_folder
 from tune_app.run.run_dir import RunDir
+from tune_app.search.cli import main
 from tune_app.serve.supervisor import private_swarm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = ["--steps", "10", "--batch-size", "2", "--confirm", "0", "--concurrency", "2"]
+IN_PROCESS = ["--executor=in-process", "--backbone=local", "--quiet"]
 SPACE = """
 parameters: {lr: {space: loguniform, lower: 1.0e-4, upper: 1.0e+9}}
 enqueue: [{lr: 1.0e+9}]
@@ -38,12 +40,8 @@ def states(run: Path) -> list[str]:
 def test_a_diverged_trial_ends_early_and_the_sampler_is_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (tmp_path / "space.yaml").write_text(SPACE)
-    finish(
-        Search(
-            *SMALL, "--trials=3", f"--space={tmp_path / 'space.yaml'}", "--scheduler=none",
-            f"--out={run}",
-        )
-    )  # fmt: skip
+    huge = ["--scheduler=none", f"--space={tmp_path / 'space.yaml'}"]
+    assert main([*SMALL, *IN_PROCESS, *huge, "--trials=3", f"--out={run}"]) == 0
 
     table = pd.read_csv(run / "trials.csv").set_index("trial")
     default, huge = table.loc[0], table.loc[2]  # 1 is the default with a shorter warmup
@@ -59,7 +57,7 @@ def test_a_diverged_trial_ends_early_and_the_sampler_is_told(tmp_path: Path) -> 
 
 def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    finish(Search(*SMALL, "--trials=100", "--token-budget=2k", f"--out={run}"))
+    assert main([*SMALL, *IN_PROCESS, "--trials=100", "--token-budget=2k", f"--out={run}"]) == 0
 
     table = pd.read_csv(run / "trials.csv")
     assert 2000 <= table["tokens"].sum() < 4000
@@ -69,7 +67,7 @@ def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path
     assert "RUNNING" not in states(run)
     before, spent = ended(run), reports(run)
 
-    more = ("--trials=1000", "--token-budget=1M", "--time-budget=12s")
+    more = ("--trials=1000", "--token-budget=1M", "--time-budget=12s", "--executor=ray")
     resumed = Search("--resume", str(run), *more)
     finish(resumed)
 

@@ -13,6 +13,7 @@ import torch
 
 from tests.tiny_models import write_tiny_model
 from tests.trials import MIXED, VOCAB, Spec, make_trial, tensors
+from tune_app.backbones import packer as packer_module
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import Packer, run_alone
 from tune_app.backbones.protocol import BackboneUnavailable, PackLimits
@@ -115,7 +116,8 @@ def test_a_burst_of_threads_trains_as_each_alone(backbone, in_flight):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_those_who_come_together_share_a_pack(backbone):
+def test_those_who_come_together_share_a_pack(backbone, monkeypatch):
+    monkeypatch.setattr(packer_module, "_LINGER_S", STUCK_S)  # on a busy machine a thread is late
     with packing(backbone) as packer, ExitStack() as members:
         for _ in MIXED:
             members.enter_context(packer.member())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -89,3 +91,19 @@ def test_an_outside_address_of_the_node_is_found(monkeypatch: pytest.MonkeyPatch
     assert not ipaddress.ip_address("192.0.2.7").is_loopback
     with pytest.raises(ConfigError, match=r"listens on 192\.0\.2\.7"):
         internals.check_loopback()
+
+
+def test_tensorboard_writes_its_curves_without_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from tune_app.search.ray_tune.internals import without_torch
+with without_torch():
+    from tensorboardX import SummaryWriter
+assert "torch" not in sys.modules
+writer = SummaryWriter({str(tmp_path)!r})
+writer.add_scalar("loss", 2.5, 1)
+writer.close()
+import torch
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert next(tmp_path.glob("events.out.tfevents.*")).stat().st_size > 0

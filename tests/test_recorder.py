@@ -29,7 +29,7 @@ class Search:
         self.run, self.heard, self.ending = RunDir(folder / "run").create(), [], False
         log = EventLog(self.run, self.heard.append)
         self.recorder = Recorder(log, lambda: self.ending)
-        self.callback = RecordsTrials(self.recorder)
+        self.callback = RecordsTrials(self.recorder, lambda: None)
 
     def trial(self, number: int, **more: Any) -> Trial:
         job = TrialJob(number, TrialConfig(steps=STEPS), self.run.checkpoint(number), **more)

@@ -29,15 +29,16 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
     `python -m benchmarks.kill_and_resume`, which is too long for every day."""
     seed = random.randrange(10**6)
     rng = random.Random(seed)
-    targets = ["command", "gcs", "host", "trial"]
+    targets = ["command", "host", "trial"]
     rng.shuffle(targets)
+    targets.append(rng.choice(["gcs", "raylet"]))
     try:
-        kills = kill_and_resume(tmp_path / "run", [*targets, "raylet"], rng)
+        kills = kill_and_resume(tmp_path / "run", targets, rng)
     except BaseException:
         print(f"seed {seed}")
         raise
     # All trials may have ended before the last moment has come.
-    assert len(kills) >= 3, seed
+    assert len(kills) >= 2, seed
 
 
 def test_interrupted_like_in_a_terminal_then_resumed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import ConfigError
 
 
@@ -156,3 +157,16 @@ def test_looking_at_a_run_leaves_no_trace(tmp_path: Path):
     run.in_use()
     run.events()
     assert list(run.path.iterdir()) == []
+
+
+def test_searches_that_begin_in_one_second_have_a_run_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    runs = [new_run("train-") for _ in range(4)]
+    assert len({run.path for run in runs}) == 4
+    assert all(re.fullmatch(r"train-[-\d]+", run.path.name) for run in runs)
+    Path("runs").rename("there")
+    Path("runs").write_text("")  # no folder can be made here
+    with pytest.raises(ConfigError, match=r"^--out: /\S+ cannot be written: "), new_run().lock():
+        pass

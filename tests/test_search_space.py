@@ -185,7 +185,7 @@ def test_default_is_found_in_a_space_of_warmup_ratios(tmp_path):
     assert replace(odd, warmup_ratio=ratio).num_warmup_steps() == 100
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(100, 2000))
 def test_params_of_undoes_trial_config(seed, steps):
     """Where no warmup is longer than the trial: that one is kept as the steps that it gets."""

@@ -47,7 +47,8 @@ def ending() -> Ending:
 def searcher(study: optuna.Study, ending: Ending) -> StudySearcher:
     study.sampler = build_sampler("tpe", 0)
     run = RunDir("somewhere")
-    return StudySearcher(StudyTrials(study, load_space("conditional"), BASE, run, ending))
+    trials = StudyTrials(study, load_space("conditional"), BASE, run, ending)
+    return StudySearcher(trials, wait_if_ray_died=lambda: None)
 
 
 def report(step: int, loss: float, **more: Any) -> Report:
@@ -197,3 +198,22 @@ def test_outcome_names_each_end() -> None:
     assert outcome(report(8, 1.0), 20)[0] == Status.STOPPED
     assert outcome(report(20, 1.0, diverged=True), 20)[0] == Status.DIVERGED
     assert outcome(None, 20)[0] == Status.STOPPED
+
+
+def test_no_trial_is_blamed_for_the_death_of_ray(study: optuna.Study, ending: Ending) -> None:
+    """Ray tells of its trials' failures before anybody has noticed that it has died itself."""
+
+    class Ended(BaseException):
+        pass
+
+    def ray_has_died() -> None:
+        raise Ended
+
+    trials = StudyTrials(study, load_space("conditional"), BASE, RunDir("somewhere"), ending)
+    searcher = StudySearcher(trials, ray_has_died)
+    searcher.suggest("a")
+    with pytest.raises(Ended):
+        searcher.on_trial_complete("a", error=True)
+    assert study.trials[0].state == TrialState.RUNNING  # asked again by a resumed search
+    searcher.on_trial_complete("a", result(100, 1.5))  # one that ends needs no Ray
+    assert study.trials[0].state == TrialState.COMPLETE

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -132,14 +133,14 @@ def test_a_copied_run_does_not_share_its_originals_study(tmp_path: Path) -> None
     run.append_event({"event": "search_started", "study": name})
     ask(open_study(config, run, name))
     run.append_event({"event": "trial_started", "trial": 0, "config": {}})
-    check_study(config, run)
+    check_study(replace(config, out=run.path))
     shutil.copytree(run.path, tmp_path / "copy")
 
     with pytest.raises(ConfigError, match="is a copy"):
-        check_study(config, RunDir(tmp_path / "copy"))
+        check_study(replace(config, out=tmp_path / "copy"))
 
     run.path.rename(tmp_path / "moved")  # the same run in another place
-    check_study(config, RunDir(tmp_path / "moved"))
+    check_study(replace(config, out=tmp_path / "moved"))
 
 
 def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
         executor._fit(
             config,
             RunDir(tmp_path),
-            cluster.Cluster([], Connection(), {}, 0, ""),
+            cluster.Cluster([], Connection(), {}, 0, "", lambda: None),
             name="search",
             trials=30,
             searcher=Numbers(),

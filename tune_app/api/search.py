@@ -9,11 +9,9 @@ import signal
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ import pandas as pd
 from tune_app.api.given import config_of, data_files, named_as_arguments, space_name
 from tune_app.report.results import Results, load
 from tune_app.report.write import write_all
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.executor import open_executor
@@ -78,8 +76,8 @@ def run_search(
         else:
             config = config_of({**given, "space": space_name(space, folder)})
         checked = check_everything(config)
-        run = RunDir(config.out or new_folder())
-        check_study(config, run)
+        check_study(config)
+        run = RunDir(config.out) if config.out else new_run()
         with run.lock(), _process_as_before():
             config = replace(kept(config, folder, run), out=run.path)
             return _searched(config, replace(checked, text=_kept_text(checked.text, folder, run)))
@@ -202,11 +200,6 @@ def _resumed(given: dict[str, Any], space: Any, folder: Path) -> SearchConfig:
         given = {**given, "space": space_name(space, folder)}
     now = config_of(given)
     return replace(before, **{name: getattr(now, name) for name in given})
-
-
-def new_folder() -> Path:
-    runs, name = Path("runs"), datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    return runs / name if not (runs / name).exists() else runs / f"{name}-{uuid.uuid4().hex[:4]}"
 
 
 def kept(config: SearchConfig, folder: Path, run: RunDir) -> SearchConfig:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tune_app.api.given import config_of, data_files, named_as_arguments
-from tune_app.api.search import Run, SearchFailed, kept, new_folder
+from tune_app.api.search import Run, SearchFailed, kept
 from tune_app.apply.export import export_best
 from tune_app.report.tables import write_tables
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.train.one_process import Terminal
@@ -55,7 +55,7 @@ def run_training(
             )
         trial = replace(trial, **{name: getattr(now, name) for name in _BOTH & {*given}})
         check_everything(replace(now, trial=trial.to_dict(), prompt_length=trial.prompt_length))
-        run = RunDir(now.out or new_folder())
+        run = RunDir(now.out) if now.out else new_run("train-")
         with run.lock(), Terminal(quiet=True) as terminal:
             now = kept(now, Path(staged), run)
             status, reason = train_single(now, trial, run, terminal, lambda *_: None)

@@ -20,7 +20,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum, StrEnum
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,21 @@ class Status(StrEnum):
     FAILED = "failed"
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # started, never ended, and no process is working on it any more
+
+
+def new_run(prefix: str = "") -> RunDir:
+    """A run in a new folder below runs/, named by the time; made at once, so that a command that
+    begins in the same second gets another."""
+    folder = Path("runs") / (prefix + datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+    for name in chain([folder.name], (f"{folder.name}-{n}" for n in count(2))):
+        try:
+            folder.with_name(name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # `RunDir.lock` says so
+        break
+    return RunDir(folder.with_name(name))
 
 
 _locked_here: set[Path] = set()  # runs whose lock this process holds

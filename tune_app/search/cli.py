@@ -6,8 +6,6 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 
 from tune_app.report.results import load
 from tune_app.report.summary import files, findings
@@ -15,7 +13,7 @@ from tune_app.report.verdict import verdict
 from tune_app.report.write import write_files
 from tune_app.run.flags import parse_search_args
 from tune_app.run.output import forgiving_output
-from tune_app.run.run_dir import RunDir
+from tune_app.run.run_dir import RunDir, new_run
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.dry_run import dry_run
@@ -38,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.dry_run:
             print(dry_run(config, space))
             return 0
-        run = RunDir(config.out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S"))
-        check_study(config, run)
+        check_study(config)
+        run = RunDir(config.out) if config.out else new_run()
         with run.lock():
             return run_search(replace(config, out=run.path), space, run)
     except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tune_app.run.events import Event
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
+from tune_app.run.threads import let_threads_sleep
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Jobs
 from tune_app.study.space import SearchSpace
@@ -71,6 +72,7 @@ def open_executor(
     ray_died: called from a thread where the Ray that was started here loses one of its own
         processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
     """
+    let_threads_sleep()
     # Imported here: they need a second, which a user's mistake should not have to wait for.
     opened: AbstractContextManager[Executor]
     if config.executor == "in-process":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,25 @@ def study_name(config: SearchConfig, run: RunDir) -> str:
 
 def open_storage(config: SearchConfig, run: RunDir) -> optuna.storages.BaseStorage:
     """The run's own SQLite file, or --storage. Raises ConfigError if it cannot be opened."""
+    if config.storage is not None:
+        return _shared_storage(config.storage)
+    return _opened(lambda: _own_storage(run.create().study_db), str(run.study_db))
+
+
+def _shared_storage(url: str) -> optuna.storages.BaseStorage:
+    return _opened(lambda: optuna.storages.get_storage(url), f"--storage: {url!r}")
+
+
+def _opened(
+    opens: Callable[[], optuna.storages.BaseStorage], what: str
+) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for attempt in range(_ATTEMPTS):
         try:
-            if config.storage is None:
-                return _own_storage(run.create().study_db)
-            return optuna.storages.get_storage(config.storage)
+            return opens()
         except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
             reason = str(error).strip().partition("\n")[0]
         time.sleep(0.2 * attempt)
-    what = f"--storage: {config.storage!r}" if config.storage else str(run.study_db)
     raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
 
 
@@ -87,13 +97,13 @@ def _log_ahead(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def check_study(config: SearchConfig, run: RunDir) -> None:
+def check_study(config: SearchConfig) -> None:
     """Raises the ConfigError that `open_study` would raise, before anything starts. Creates no
     study."""
-    if _begun(run):
+    if config.out is not None and _begun(run := RunDir(config.out)):
         open_study(config, run, study_name(config, run))
     elif config.storage is not None:
-        open_storage(config, run)
+        _shared_storage(config.storage)
 
 
 def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:

@@ -7,8 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_app.apply.export import export_best
@@ -16,7 +14,7 @@ from tune_app.report.tables import write_tables
 from tune_app.report.words import duration, number
 from tune_app.run.flags import flag_of, parse_search_args
 from tune_app.run.output import forgiving_output
-from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import (
     SETTINGS,
     ConfigError,
@@ -51,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, trial = parse_train_args(argv)
         check_everything(replace(config, trial=trial.to_dict(), prompt_length=trial.prompt_length))
-        run = RunDir(config.out or Path("runs") / datetime.now().strftime("train-%Y-%m-%d-%H%M%S"))
+        run = RunDir(config.out) if config.out else new_run("train-")
         with run.lock():
             return train(config, trial, run)
     except ConfigError as error:

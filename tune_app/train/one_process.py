@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tune_app.backbones.opening import open_backbone
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.threads import let_threads_sleep
 from tune_app.serve.connection import connection_to, start_private_swarm
 
 if TYPE_CHECKING:
@@ -66,13 +66,12 @@ def open_alone(
     server does not start.
     """
     warnings.simplefilter("ignore")  # of transformers and petals, about versions that are pinned
+    let_threads_sleep()
     model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
         private = start_private_swarm(config, model, progress=progress)
         if private is not None:
             stack.callback(private.stop)
-            # Threads that wait by spinning take the servers' processors: read when torch is loaded.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         else:
             progress("loading the model")
         # Imported here: these take seconds, in which the swarm starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -17,8 +18,8 @@ from tune_app.search.trial_job import REPORT, job_of, report_of
 class RecordsTrials(tune.Callback):
     """Passes on to the recorder what happens to trials."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, wait_if_ray_died: Callable[[], None]) -> None:
+        self._recorder, self._wait_if_ray_died = recorder, wait_if_ray_died
         self._started: set[str] = set()  # Ray's ids of trials
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class RecordsTrials(tune.Callback):
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        self._wait_if_ray_died()
         reason, machines = _reason(trial)
         self._recorder.retried(job_of(trial.config), reason, machines=machines)
 

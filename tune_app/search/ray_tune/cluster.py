@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,7 @@ class Cluster:
     about: what the first host says of the data
     tokens_in_flight: padded tokens that all hosts together compute at once
     dashboard: URL, or ""
+    wait_if_ray_died: returns only where the Ray that was started here is alive
     """
 
     hosts: list[Any]
@@ -61,6 +63,7 @@ class Cluster:
     about: dict[str, Any]
     tokens_in_flight: int
     dashboard: str
+    wait_if_ray_died: Callable[[], None]
 
     def stop_trials(self) -> None:
         """Ends the training of all trials at their next step, without waiting for it."""
@@ -100,8 +103,7 @@ def cluster(
         progress("starting Ray")
         ours = config.address is None and not ray.is_initialized()
         dashboard = stack.enter_context(_ray(config))
-        if ours:
-            stack.enter_context(_watched_ray(ray_died))
+        wait_if_died = stack.enter_context(_watched_ray(ray_died)) if ours else _nothing
         hosts = _start_hosts(config, model)
         stack.callback(_stop_hosts, hosts)
         if private is not None:
@@ -116,7 +118,11 @@ def cluster(
             raise _usage_error(error) from error
         except ray.exceptions.ActorDiedError as error:
             raise _usage_error(getattr(error, "cause", None) or error) from error
-        yield Cluster(hosts, connection, about, sum(tokens), dashboard)
+        yield Cluster(hosts, connection, about, sum(tokens), dashboard, wait_if_died)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _usage_error(error: Exception) -> Exception:
@@ -187,20 +193,30 @@ def _deaf_to_hang_ups() -> Iterator[None]:
 
 
 @contextmanager
-def _watched_ray(died: Callable[[], None]) -> Iterator[None]:
-    (dead, kill), over = ray_processes(), threading.Event()
+def _watched_ray(died: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Yields what does not return where Ray has died: `died` is to end the search, before a trial
+    is blamed for it."""
+    (dead, kill), over, ending = ray_processes(), threading.Event(), threading.Event()
+
+    def has_died() -> bool:
+        # The dashboard, say, can be done without.
+        return bool({"gcs_server", "raylet"} & dead())
 
     def watch() -> None:
         while not over.wait(_LOOK_S):
-            # The dashboard, say, can be done without.
-            if {"gcs_server", "raylet"} & dead():
+            if has_died():
+                ending.set()
                 kill()
                 died()
                 return
 
+    def wait_if_died() -> None:
+        while ending.is_set() or has_died():
+            time.sleep(_LOOK_S)
+
     threading.Thread(target=watch, name="ray-watch", daemon=True).start()
     try:
-        yield
+        yield wait_if_died
     finally:
         over.set()
 

@@ -18,7 +18,7 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.cluster import Cluster, cluster
-from tune_app.search.ray_tune.internals import ray_as_found
+from tune_app.search.ray_tune.internals import ray_as_found, without_torch
 from tune_app.search.ray_tune.population import as_population
 from tune_app.search.ray_tune.prometheus import export_event, hosts_watched
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
@@ -58,11 +58,12 @@ class RayTune:
         scheduler: str,
         stopping: Callable[[], bool],
     ) -> None:
-        searcher, rule = StudySearcher(jobs), build_trial_scheduler(scheduler, self._config.steps)
+        prepared, rule = None, build_trial_scheduler(scheduler, self._config.steps)
         if scheduler == "pbt":
-            searcher, rule = as_population(
+            prepared, rule = as_population(
                 self._config, self._space, self._run, jobs, count, recorder.log
             )
+        wait_if_died = self._machines.wait_if_ray_died
         _fit(
             self._config,
             self._run,
@@ -70,9 +71,9 @@ class RayTune:
             name=name,
             trials=count,
             at_once=at_once,
-            searcher=searcher,
+            searcher=StudySearcher(jobs, wait_if_died, prepared),
             scheduler=rule,
-            callbacks=[RecordsTrials(recorder)],
+            callbacks=[RecordsTrials(recorder, wait_if_died)],
             stopping=stopping,
         )
 
@@ -132,6 +133,10 @@ def _trial_name(trial: Any) -> str:
 
 class _TensorBoard(TBXLoggerCallback):
     """Ray's own, with a trial's hyperparameters by their names: Ray knows of one, the job."""
+
+    def __init__(self) -> None:
+        with without_torch():
+            super().__init__()
 
     def log_trial_start(self, trial: Trial) -> None:
         trial.evaluated_params = job_of(trial.config).hyperparameters()

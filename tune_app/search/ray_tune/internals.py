@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -174,6 +175,19 @@ def ray_as_found() -> Iterator[None]:
         _part(_ENVIRONMENT).update(environment)
         for sent in (_STORAGE, _TRIAL_INFO):
             ray.util.deregister_serializer(_part(sent))
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """For tensorboardX, which loads torch if it is there: two seconds and 200 MB for nothing."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def failure_of(trial: Any) -> BaseException:

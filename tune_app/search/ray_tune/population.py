@@ -18,7 +18,6 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.internals import train_on
-from tune_app.search.ray_tune.searcher import StudySearcher
 from tune_app.search.study_trials import Jobs
 from tune_app.search.trial_job import JOB, TrialJob, job_of
 from tune_app.study.explore import explore
@@ -114,9 +113,9 @@ def as_population(
     trials: Jobs,
     size: int,
     log: EventLog,
-) -> tuple[StudySearcher, Population]:
-    """Searcher and scheduler with which `size` trials of the study train as a population. It
-    continues from where the run's events left it."""
+) -> tuple[Callable[[TrialJob], TrialJob], Population]:
+    """What the searcher does to a job and the scheduler with which `size` trials of the study train
+    as a population. It continues from where the run's events left it."""
     rounds = RunState.read(run).rounds
 
     def prepared(job: TrialJob) -> TrialJob:
@@ -139,4 +138,4 @@ def as_population(
         decided=max((event.step for event in rounds), default=0),
         changed=changed,
     )
-    return StudySearcher(trials, prepared), population
+    return prepared, population

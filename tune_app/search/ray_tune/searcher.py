@@ -17,11 +17,15 @@ class StudySearcher(Searcher):
     this one whole jobs."""
 
     def __init__(
-        self, trials: Jobs, prepared: Callable[[TrialJob], TrialJob] | None = None
+        self,
+        trials: Jobs,
+        wait_if_ray_died: Callable[[], None],
+        prepared: Callable[[TrialJob], TrialJob] | None = None,
     ) -> None:
         """prepared: changes a job before it is handed out, where the study does not know it all"""
         super().__init__(metric=OBJECTIVE, mode="min")
         self._trials, self._prepared = trials, prepared
+        self._wait_if_ray_died = wait_if_ray_died
         self._numbers: dict[str, int] = {}  # of trials, by Ray's id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -40,6 +44,8 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if error:
+            self._wait_if_ray_died()
         self._trials.end(self._numbers[trial_id], report_of(result), failed=error)
 
     def __getstate__(self) -> dict[str, Any]:
