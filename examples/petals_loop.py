@@ -1,10 +1,10 @@
-"""Prompt tuning in a loop of one's own, as Petals' examples write it.
+"""Prompt tuning in your own training loop, as in Petals' examples.
 
     python examples/petals_loop.py
     python examples/petals_loop.py --peers /ip4/127.0.0.1/tcp/31337/p2p/12D3KooW...
 
-The loop is that of any PyTorch model. Only the import is tune_app's: the blocks run in this process
-or on a swarm, and prompts and score head are all that is trained.
+It is an ordinary PyTorch loop; only the model's class comes from tune_app. The blocks run in this
+process or on a swarm, and only prompts and score head are trained.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TEXTS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="demo", help="demo, a folder or a hub's name")
-    parser.add_argument("--peers", nargs="*", default=[], help="of a swarm that serves it")
+    parser.add_argument("--model", default="demo", help="demo, a folder or a name on a hub")
+    parser.add_argument("--peers", nargs="*", default=[], help="addresses of the swarm's servers")
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""Prompt tuning in a Ray Tune script of one's own: its searcher, its scheduler, its results.
+"""Prompt tuning in your own Ray Tune script, with any searcher and scheduler.
 
     python examples/ray_tune_script.py [--trials 8] [--steps 60]
 
-On the demo model and the text that come with tune_app; with yours:
+Uses the demo model and the built-in text of tune_app. With your own data and model:
 make_trainable(train="reviews.csv", model="~/models/Llama-2-7b-hf", ...).
 """
 

@@ -79,7 +79,7 @@ def test_changed_data_are_noticed(run, tmp_path, capsys):
         text.replace(read_about(copy).data_fingerprint, "another one")
     )
     assert apply.main([str(copy), "--evaluate"]) == 0
-    assert "not those of the search" in capsys.readouterr().err
+    assert "differ from the search's" in capsys.readouterr().err
 
 
 def test_lines_in_labels_out(run, capsys, monkeypatch):
@@ -154,19 +154,19 @@ def test_the_same_model_elsewhere_is_taken_and_another_training_noted(run, tmp_p
     assert "not those" not in capsys.readouterr().err
     again = write_tiny_model("llama", tmp_path / "again", seed=1)
     assert apply.main([str(run.path), "--model", str(again), "--prompt=wing"]) == 0
-    assert "are not those that the prompts were trained with" in capsys.readouterr().err
+    assert "differ from those that the prompts were trained with" in capsys.readouterr().err
 
 
 def test_mistakes_are_told_together(run, causal_run, tmp_path):
     told = ["--prompt=a", "--evaluate", "--max-new-tokens=0", "--backbone=local", "--peers=x"]
     said = _mistakes(run.path, *told)
-    assert "--prompt and --evaluate: each says" in said
+    assert "--prompt and --evaluate: give only one" in said
     assert "--max-new-tokens: must be 1 or more" in said
     assert "--peers: only with --backbone swarm" in said
     assert "neither a run" in _mistakes(tmp_path)
     assert "there is no file" in _mistakes(run.path, "--input", tmp_path / "gone.txt")
     assert "no such file" in _mistakes(run.path, "--evaluate", tmp_path / "gone.csv")
-    assert "make 1005" in _mistakes(causal_run.path, "--prompt=a", "--max-new-tokens=1000")
+    assert "are 1005" in _mistakes(causal_run.path, "--prompt=a", "--max-new-tokens=1000")
     strange = tmp_path / "strange.csv"
     strange.write_text("text,label\nhello,stone\nworld,bird\n")
     assert "labels that the prompts do not know: 'stone'" in _mistakes(
@@ -214,7 +214,7 @@ def test_a_text_is_drawn_by_a_seed(causal_run, capsys):
     [
         (["--temperature", "0"], "--temperature: must be above 0, got 0.0; without it"),
         (["--top-p", "1.5"], "--top-p: must be above 0 and at most 1, got 1.5."),
-        (["--seed", "3"], "--seed: draws nothing without --temperature or --top-p."),
+        (["--seed", "3"], "--seed: only with --temperature or --top-p, which sample tokens."),
         (["--top-p", "0.5", "--seed", "-1"], "--seed: must be 0 or more, got -1."),
     ],
 )
@@ -224,4 +224,4 @@ def test_what_drawing_refuses(told, said, causal_run):
 
 def test_classes_are_not_drawn(run):
     said = _mistakes(run.path, "--prompt", "wing", "--temperature", "1")
-    assert "--temperature: only where a text is continued (--task causal-lm)." in said
+    assert "--temperature: only for completing a text (--task causal-lm)." in said

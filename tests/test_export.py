@@ -60,8 +60,9 @@ def test_the_folder_says_what_it_holds(run):
     assert (about.task, about.class_names, about.max_length) == ("classification", CLASSES, 12)
     assert (about.config.tuning_mode, about.config.prompt_length) == ("deep_ptune", 3)
     assert about.config.lr == 0.05
-    assert about.metrics["valid"] == {"loss": row["eval_loss"], "accuracy": row["accuracy"]}
-    assert about.metrics["test"] == {"loss": row["test_loss"], "accuracy": row["test_accuracy"]}
+    metrics = ("accuracy", "f1")
+    assert about.metrics["valid"] == {"loss": row["eval_loss"]} | {m: row[m] for m in metrics}
+    assert about.metrics["test"] == {name: row[f"test_{name}"] for name in ("loss", *metrics)}
     assert (about.model.family, about.model.hidden_size, about.model.num_blocks) == ("llama", 32, 2)
     assert about.data_fingerprint == run.events()[0]["fingerprint"]
     assert about.search_config().train.endswith("train.csv")
@@ -110,7 +111,7 @@ def test_the_confirmed_winner_by_validation_loss(tmp_path):
     }
     assert read_weights(run.prompts)["score"].unique().tolist() == [11.0]
     made = "confirmation run 11 of trial 1, seed 11"
-    assert f"of these very weights: {made}." in (run.prompts / "README.md").read_text()
+    assert f"These weights are from {made}." in (run.prompts / "README.md").read_text()
     said = f"Exported prompts: test loss 1.900, accuracy 0.250 ({made})."
     assert exported(load(run)) == said  # the verdict's mean test loss is 1.55
     assert said in report_page(load(run))
@@ -148,7 +149,7 @@ def test_nothing_to_export(tmp_path):
         (lambda folder: (folder / "prompts.safetensors").unlink(), "prompts.safetensors is missi"),
         (lambda folder: (folder / "prompts.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "prompts.json").write_text("{}"), "not written by tune_app"),
-        (lambda folder: (folder / "prompts.safetensors").write_bytes(b"x"), "is not the file that"),
+        (lambda folder: (folder / "prompts.safetensors").write_bytes(b"x"), "does not belong to"),
     ],
 )
 def test_torn_folders_are_refused(tmp_path, spoil, message):

@@ -109,7 +109,7 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path, rays_folder: Path) -> Non
     evaluate = [sys.executable, "-m", "tune_app.apply", str(run.path), "--evaluate", "--quiet"]
     evaluated = subprocess.run(evaluate, capture_output=True, text=True, timeout=120)
     figures = re.fullmatch(
-        r"test: (loss \S+, accuracy [\d.]+), f1 [\d.]+ \(\d+ rows\)\n", evaluated.stdout
+        r"test: (loss \S+, accuracy [\d.]+, f1 [\d.]+) \(\d+ rows\)\n", evaluated.stdout
     )
     assert figures, evaluated.stderr
     said = f"Exported prompts: test {figures[1]} (confirmation run "

@@ -101,8 +101,8 @@ def test_mistakes_are_told_together_and_nothing_starts(tmp_path, capsys):
     told = ["--steps=many", "--trials=9", "--modle=demo", f"--out={out}", "--sampler", "tpe"]
     assert train.main(told) == 2
     said = capsys.readouterr().err
-    assert "--trials: belongs to a search" in said
-    assert "--sampler: belongs to a search" in said
+    assert "--trials: only for a search" in said
+    assert "--sampler: only for a search" in said
     assert "--steps: must be a whole number, got 'many'" in said
     assert "Did you mean '--model'?" in said
     assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""What a caller gives (settings by name, DataFrames, spaces) as what the rooms below take."""
+"""Turns what a caller gives (settings by name, DataFrames, spaces) into a config and files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import yaml
 
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.typed import convert_fields
-
-SPLITS = ("train", "valid", "test")
+from tune_app.tasks.files import HasToPandas, keep_table
 
 
 @contextmanager
 def named_as_arguments() -> Iterator[None]:
-    """Mistakes name the flags of the commands; in here they name the arguments of a function."""
+    """Makes messages in this block name function arguments instead of the commands' flags."""
     names = {"--" + field.name.replace("_", "-"): field.name for field in fields(SearchConfig)}
 
     def renamed(message: str) -> str:
@@ -35,9 +34,9 @@ def named_as_arguments() -> Iterator[None]:
 
 
 def config_of(settings: Mapping[str, Any]) -> SearchConfig:
-    """The config of settings that are named as the flags are, `batch_size=4` for --batch-size 4.
+    """The config of settings that are named like the flags: `batch_size=4` for --batch-size 4.
 
-    Raises ConfigError with all that are unknown or of the wrong type.
+    Raises ConfigError with all settings that are unknown or of the wrong type.
     """
     known = {name: value for name, value in settings.items() if value is not None}
     values, messages = convert_fields(SearchConfig, known)
@@ -47,43 +46,30 @@ def config_of(settings: Mapping[str, Any]) -> SearchConfig:
 
 
 def data_files(data: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """A file for each split that is given: a path or URL as it is; a DataFrame, or whatever has
-    `to_pandas()`, written to the folder, where a resumed run finds it again."""
+    """A file for each split that is given: a path or URL stays as it is; a table in memory is
+    written to the folder."""
     found, messages = {}, []
     for split, given in data.items():
         if given is None:
             continue
-        if isinstance(given, str | Path):
-            found[split] = str(given)
-            continue
-        table = given if isinstance(given, pd.DataFrame) else _as_pandas(given)
-        if table is None:
+        if not isinstance(given, str | Path | pd.DataFrame | HasToPandas):
             messages.append(
                 f"{split}: must be a path, a DataFrame or an object with to_pandas(), "
                 f"got {type(given).__name__}."
             )
             continue
-        file = folder / f"{split}.parquet"
         try:
-            file.write_bytes(table.to_parquet(index=False))
-        except Exception as error:  # Arrow raises several unrelated types
-            messages.append(f"{split}: cannot be kept as a table of columns: {error}.")
-            continue
-        found[split] = str(file)
+            found[split] = keep_table(given, folder / f"{split}.parquet")
+        except ConfigError as error:
+            messages += error.messages
     if messages:
         raise ConfigError(messages)
     return found
 
 
-def _as_pandas(given: Any) -> pd.DataFrame | None:
-    convert = getattr(given, "to_pandas", None)
-    table = convert() if callable(convert) else None
-    return table if isinstance(table, pd.DataFrame) else None
-
-
 def space_name(space: Any, folder: Path) -> str:
-    """What --space takes: a name or path as it is; a function, or a dict of Ray Tune's domains,
-    written to the folder."""
+    """The value of --space: a name or path stays as it is; a function, or a dict of Ray Tune's
+    domains, is written to the folder."""
     if isinstance(space, str | Path):
         return str(space)
     if isinstance(space, Mapping):
@@ -95,7 +81,7 @@ def space_name(space: Any, folder: Path) -> str:
     if callable(space):
         return _written_function(space, folder)
     raise ConfigError(
-        "space: must be a name, a path, a function of an Optuna trial or a dict of Ray Tune's "
+        "space: must be a name, a path, a function of an Optuna trial, or a dict of Ray Tune "
         f"domains, got {type(space).__name__}."
     )
 
@@ -108,10 +94,10 @@ def _written_function(space: Callable[..., Any], folder: Path) -> str:
         source = ""
     if not source.startswith("def ") or getattr(space, "__closure__", None):
         raise ConfigError(
-            "space: must be a function that is defined with `def` and depends on nothing but the "
-            f"trial, got {space!r}."
+            "space: must be a function that is defined with `def` and depends only on the trial, "
+            f"got {space!r}."
         )
     file = folder / "space.py"
-    # Its annotations may name what only the caller has imported.
+    # Annotations may use names that only the caller has imported.
     file.write_text(f"from __future__ import annotations\n\n\n{source}", "utf-8")
     return f"{file}:{name}"

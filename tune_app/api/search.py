@@ -1,4 +1,4 @@
-"""Searches from Python: `run_search`, and what one has found (`Run`, `load_run`)."""
+"""Searches from Python: `run_search`, and their results (`Run`, `load_run`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class SearchFailed(RuntimeError):
-    """Nothing could be trained, or nothing any longer; the text says why and where the run is."""
+    """Training failed from the start or later on; the text says why, and where the run is."""
 
 
 def run_search(
@@ -49,21 +49,21 @@ def run_search(
     progress: bool = False,
     **settings: Any,
 ) -> Run:
-    """Searches, confirms the best configs, and returns the run; the same as the command.
+    """Searches, confirms the best configs, and returns the run, like `python -m tune_app.search`.
 
     train, valid, test: a path, a URL, a DataFrame, or an object with `to_pandas()`; without
-        `train`, the built-in text of the task. Tables are kept in the run's folder.
+        `train`, the built-in text of the task. Tables are saved in the run's folder.
     space: a name, a path, a function of an Optuna trial, or a dict of Ray Tune's domains, in which
         plain values are constants: `{"lr": tune.loguniform(1e-4, 1e-1), "warmup_steps": 10}`
     warm_start: earlier runs, whose best configs run first and shape what is suggested
-    progress: prints a line for each trial; without it nothing is printed
+    progress: print a line for each trial; otherwise nothing is printed
     settings: the flags of `python -m tune_app.search` by name: `trials=16`, `model="demo"`,
         `executor="in-process"`, ...; `resume=FOLDER` continues a run
 
-    No signal handler stays, and the process never ends: Ctrl-C raises KeyboardInterrupt, and
-    `run_search(resume=FOLDER)` goes on. A Ray that runs already is used and left running.
+    Leaves no signal handler behind and never ends the process: Ctrl-C raises KeyboardInterrupt, and
+    `run_search(resume=FOLDER)` continues. If Ray is already running, it is used and left running.
 
-    Raises ConfigError with every mistake, SearchFailed where no trial could be trained.
+    Raises ConfigError with all mistakes, SearchFailed if no trial could be trained.
     """
     with named_as_arguments(), tempfile.TemporaryDirectory(prefix="tune_app-") as staged:
         folder = Path(staged)
@@ -84,15 +84,15 @@ def run_search(
 
 
 def _paths(runs: Any) -> list[str]:
-    """Folders of runs that are given as such, as paths, or one alone."""
+    """The folders of runs, given as `Run`s or paths, or as a single one."""
     several = [runs] if isinstance(runs, str | Path | Run) else list(runs)
     return [str(run.path if isinstance(run, Run) else run) for run in several]
 
 
 def load_run(path: str | Path) -> Run:
-    """The run in a folder, whether it goes on, has ended or was killed.
+    """The run in a folder, whether it is running, has ended or was killed.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if there is none.
     """
     run = RunDir(path)
     if not run.events_jsonl.is_file():
@@ -101,7 +101,7 @@ def load_run(path: str | Path) -> Run:
 
 
 class Run:
-    """What a search has found. Tables are read once; `load_run` reads them again."""
+    """The results of a search. Tables are read once; call `load_run` to read them again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,13 +127,13 @@ class Run:
 
     @property
     def confirmation(self) -> pd.DataFrame:
-        """A row for each config that was trained again, the winner first; empty without any."""
+        """A row for each config that was trained again, the winner first."""
         return self._results.confirm
 
     @property
     def best(self) -> TrialConfig | None:
-        """The best config: the confirmation's winner, else that of the lowest loss; None where no
-        trial has finished."""
+        """The best config: the confirmation's winner, or without confirmation that of the best
+        trial; None if no trial has finished."""
         best = self._results.best
         if best is None:
             return None
@@ -148,14 +148,14 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page, report.html; written now where there is none yet."""
+        """The path of report.html, which is written now if it does not exist yet."""
         if not self._run.report_html.is_file():
             write_all(self._run)
         return self._run.report_html
 
     def prompts(self, **settings: Any) -> TunedPrompts:
         """The tuned prompts; `settings` as for `load_prompts`."""
-        from tune_app.api.prompts import load_prompts  # torch, at first
+        from tune_app.api.prompts import load_prompts  # imports torch
 
         return load_prompts(self.path, **settings)
 
@@ -186,13 +186,13 @@ def _searched(config: SearchConfig, space: Any) -> Run:
     write_all(run)
     counts = load(run).counts
     if ending.exit_code == 1 or set(counts) == {Status.FAILED}:
-        reason = ending.reason or "all trials have failed, with the reasons in trials.csv"
+        reason = ending.reason or "all trials have failed; trials.csv has the reasons"
         raise SearchFailed(f"{reason}; the run is in {run.path}")
     return Run(run.path)
 
 
 def _resumed(given: dict[str, Any], space: Any, folder: Path) -> SearchConfig:
-    """What the run began with, changed by what is given now."""
+    """The settings that the run started with, changed by those given now."""
     from tune_app.run.flags import parse_search_args
 
     before = parse_search_args(["--resume", str(given["resume"])])
@@ -203,7 +203,7 @@ def _resumed(given: dict[str, Any], space: Any, folder: Path) -> SearchConfig:
 
 
 def kept(config: SearchConfig, folder: Path, run: RunDir) -> SearchConfig:
-    """The config with the staged files in the run's folder, where they stay."""
+    """The config, with staged files moved to the run's folder."""
     moved: dict[str, Any] = {}
     for name in ("train", "valid", "test", "space"):
         value = getattr(config, name)
@@ -222,7 +222,7 @@ def _kept_text(text: str, folder: Path, run: RunDir) -> str:
 
 @contextmanager
 def _process_as_before() -> Iterator[None]:
-    """Environment, signal handlers and Optuna's verbosity are the caller's again afterwards."""
+    """Restores environment, signal handlers and Optuna's verbosity afterwards."""
     environment, verbosity = dict(os.environ), optuna.logging.get_verbosity()
     main = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if main}

@@ -1,4 +1,4 @@
-"""Prompt tuning as a trainable of one's own Ray Tune script: `make_trainable`."""
+"""Prompt tuning as a trainable for your own Ray Tune script: `make_trainable`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def make_trainable(
 ) -> Callable[[dict[str, Any]], None]:
     """A function for `tune.Tuner(trainable, param_space={"lr": tune.loguniform(1e-4, 1e-1)})`.
 
-    The keys of `param_space` are fields of TrialConfig: lr, scheduler, warmup_steps, ... What is
-    not sampled is the documented default. A trial trains the prompts by AdamW over what requires a
-    gradient and transformers' get_scheduler, and reports after each evaluation, with a checkpoint
-    from which it continues: `eval_loss`, the task's metric, `objective` (the loss, and a finite
-    penalty where it diverges; what a search algorithm should minimise), `step` and more.
-    Trials on one node share a process, which has the model and packs their rows.
+    The keys of `param_space` are fields of TrialConfig: lr, scheduler, warmup_steps, ... The others
+    are those of the documented default. A trial trains the prompts with AdamW over the parameters
+    that require a gradient and transformers' get_scheduler. After each evaluation it reports
+    `eval_loss`, the task's metric, `step`, `objective` (the loss, or a finite penalty if the trial
+    diverges; what a search algorithm should minimise) and more, with a checkpoint from which it can
+    resume. Trials on one node share a process, which has the model and packs their rows.
 
-    data and settings: as of `run_search`, as far as they say what is trained on what
-    Raises ConfigError with every mistake. A swarm is joined by its `peers`; without any, the model
-    runs in the process that the trials share.
+    data and settings: as for `run_search`, except those that only concern the search. Give `peers`
+        to use a swarm; without them, the model runs in the process that the trials share.
+    Raises ConfigError with all mistakes.
     """
     with named_as_arguments(), tempfile.TemporaryDirectory(prefix="tune_app-") as staged:
         files = data_files({"train": train, "valid": valid, "test": test}, Path(staged))
         local = {} if settings.get("peers") else {"backbone": "local"}
         config = config_of({**local, **settings, **files})
         if config.backbone == "swarm" and not config.peers:
-            raise ConfigError("--backbone: swarm needs the --peers of one that runs.")
+            raise ConfigError("--backbone: swarm needs the --peers of a running swarm.")
         check_everything(config)
         tables = {
             split: Path(file).read_bytes()

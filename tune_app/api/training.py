@@ -29,15 +29,14 @@ def run_training(
     test: Any = None,
     **settings: Any,
 ) -> Run:
-    """Trains one config alone, as `python -m tune_app.train` does, and returns the run: of one
-    trial, with its prompts, and the test split's figures in `run.trials`.
+    """Trains one config alone, like `python -m tune_app.train`, and returns a run of one trial,
+    with its prompts, and with the results on the test split in `run.trials`.
 
-    config: a TrialConfig (`run.best`), a mapping of its fields, or a best.yaml with the settings
-        of its search; without one, the documented default
-    data and settings: as of `run_search`; settings win over a file's
+    config: a TrialConfig (`run.best`), a mapping of its fields, or a best.yaml, whose other
+        settings are used too; by default, the documented default
+    data and settings: as for `run_search`; settings take precedence over a file's
 
-    Raises ConfigError with every mistake, SearchFailed where the training diverges or the swarm
-    is gone.
+    Raises ConfigError with all mistakes, SearchFailed if training diverges or the swarm is gone.
     """
     with named_as_arguments(), tempfile.TemporaryDirectory(prefix="tune_app-") as staged:
         data = data_files({"train": train, "valid": valid, "test": test}, Path(staged))

@@ -18,16 +18,18 @@ from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig, TrialConfig, settings_with
 from tune_app.run.settings import Role
+from tune_app.tasks.base import Task
+from tune_app.tasks.known import task_named
 from tune_app.tasks.summary import DataSummary
 
 
 def export_best(run: RunDir) -> Path | None:
     """Writes the winner's prompts to RUN/prompts and returns that folder.
 
-    The winner is the confirmation's; among its runs that were judged the one with the best
-    *validation* figure is taken, so that its test figures stay fair. Without confirmation it is the
-    trial with the best validation figure. None, and nothing written, where no trial has finished.
-    Imports torch (about a second), the first time a search's driver does.
+    With confirmation, they are those of the winning config's judged run with the best *validation*
+    result, so that its test results stay fair. Without, those of the trial with the best validation
+    result. Returns None and writes nothing if no trial has finished. Imports torch (about a
+    second), which a search's driver does not do before.
     """
     results = load(run)
     row = _winner(results)
@@ -42,7 +44,7 @@ def export_best(run: RunDir) -> Path | None:
     )
     settings = SearchConfig.from_yaml(run.search_yaml)
     begun = RunState.read(run).first
-    assert begun is not None  # a trial of it has finished
+    assert begun is not None  # since a trial has finished
     summary = DataSummary.from_dict(begun.data)
     about = About(
         model=ModelIdentity.of(
@@ -56,7 +58,7 @@ def export_best(run: RunDir) -> Path | None:
         trial=of,
         trained_as=number,
         config=TrialConfig.from_dict(results.configs[number]),
-        metrics=_metrics(row, results),
+        metrics=_metrics(row, results, task_named(settings.task)),
         search=_for_others({name: getattr(settings, name) for name in settings_with(Role.PROMPTS)}),
         data_fingerprint=begun.fingerprint,
         tune_app=_version(),
@@ -75,7 +77,7 @@ def _for_others(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(results: Results) -> str:
-    """What the search found; "" for a config that was trained alone."""
+    """The search's answer; "" for a config that was trained alone."""
     if not results.baselines:
         return ""
     found = verdict(results)
@@ -98,8 +100,9 @@ def _winner(results: Results) -> pd.Series | None:
     return again.assign(cost=cost).sort_values(["cost", "trial"]).iloc[0]
 
 
-def _metrics(row: pd.Series, results: Results) -> dict[str, dict[str, float]]:
-    names = {results.metric, results.objective.name} - {"loss"}
+def _metrics(row: pd.Series, results: Results, task: Task) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys([task.metric, results.objective.name, *task.objectives])
+    del names["loss"]
     splits = {"valid": {"loss": row["eval_loss"]} | {name: row.get(name) for name in names}}
     tested = {name: row.get(f"test_{name}") for name in names}
     splits["test"] = {"loss": row.get("test_loss")} | tested

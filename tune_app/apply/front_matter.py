@@ -1,4 +1,4 @@
-"""The YAML at the head of a model card, by which a hub sorts, links and shows the model.
+"""The YAML at the head of a model card, which a hub uses to sort, link and show the model.
 
 The keys are those of huggingface_hub's `ModelCardData` and its `model-index`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tune_app.models.folder import is_hub_name
+from tune_app.models.folder import is_local
 from tune_app.tasks.known import task_named
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def front_matter(about: About, title: str) -> str:
     train = about.search.get("train")
     dataset = _HUB_DATASET.match(train or "")
     data: dict[str, Any] = {}
-    if is_hub_name(name):
+    if not is_local(name):
         data = {"base_model": name, "base_model_relation": "adapter"}
     data |= {
         "library_name": "peft" if about.config.tuning_mode == "ptune" else "tune_app",
@@ -52,6 +52,6 @@ def front_matter(about: About, title: str) -> str:
         }
         data["model-index"] = [{"name": title, "results": [result]}]
     lines = ["---"]
-    if not is_hub_name(name):
-        lines.append("# base_model: ORGANISATION/NAME, if the model is on a hub, too")
+    if is_local(name):
+        lines.append("# base_model: ORGANISATION/NAME, if the model is also on a hub")
     return "\n".join([*lines, yaml.safe_dump(data, sort_keys=False, allow_unicode=True) + "---"])

@@ -1,8 +1,8 @@
-"""Texts gone on with, token by token, over a session that keeps what the blocks know.
+"""Completes texts token by token, over a session that keeps keys and values.
 
-transformers' `generate` would do as much in process, but it samples by the global generator and
-knows no swarm. So both backbones have one loop, which the tests compare with `generate`.
-Shapes: see `backbones/protocol.py`.
+transformers' `generate` could do this in process, but it samples with the global generator and does
+not work on a swarm. So both backbones share this loop, which tests compare with `generate`. Shapes:
+see `backbones/protocol.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from tune_app.backbones.protocol import Session
 from tune_app.tasks.data import Dataset
 from tune_app.train.prompt_model import PromptTunedModel
 
-# Largest difference between logits with and without a cache that is rounding, in their standard
-# deviations: kernels for one position and for many add up in another order.
+# Largest difference between logits with and without a cache that counts as rounding, in standard
+# deviations of the logits: kernels for one position and for many add up in different orders.
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: from the likeliest that together have a probability of top_p."""
+    """How the next token is sampled: from the most likely ones with a total probability of
+    top_p."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -34,7 +35,7 @@ class Sampling:
 
 
 def chooser(sampling: Sampling | None) -> Callable[[torch.Tensor], int]:
-    """Logits [V] -> the next token: the likeliest one, or drawn by a generator of its own."""
+    """Logits [V] -> the next token: the most likely one, or sampled with a separate generator."""
     if sampling is None:
         return lambda logits_V: int(logits_V.argmax())
     warpers = [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
@@ -43,7 +44,7 @@ def chooser(sampling: Sampling | None) -> Callable[[torch.Tensor], int]:
     def draw(logits_V: torch.Tensor) -> int:
         scores_BV = logits_V.float().cpu()[None]
         for warp in warpers:
-            scores_BV = warp(torch.empty(0), scores_BV)  # looks at no tokens
+            scores_BV = warp(torch.empty(0), scores_BV)  # does not use the tokens
         return int(torch.multinomial(scores_BV.softmax(-1), 1, generator=generator))
 
     return draw
@@ -57,9 +58,9 @@ def continuation(
 ) -> Iterator[int]:
     """Up to `most_new` tokens after `tokens` (at least one).
 
-    The first logits that depend on what is kept are computed without it as well. Where the two
-    differ by more than rounding, as with servers whose cache is wrong for a family, each further
-    token takes a pass over the whole text. Raises BackboneUnavailable.
+    The first logits that depend on the cache are also computed without it. If the two differ by
+    more than rounding, as on servers whose cache is wrong for a family, each further token takes a
+    pass over the whole text. Raises BackboneUnavailable.
     """
     tokens = list(tokens)
     with closing(_Kept(model, len(tokens) + most_new)) as kept:
@@ -78,7 +79,7 @@ def continuation(
 
 
 class _Kept:
-    """A text of which the backbone keeps keys and values; the tuned prompts come first."""
+    """A text whose keys and values the backbone keeps; the tuned prompts come first."""
 
     def __init__(self, model: PromptTunedModel, most_tokens: int) -> None:
         self._model, self._most_tokens = model, most_tokens
@@ -86,7 +87,7 @@ class _Kept:
 
     @torch.no_grad()
     def next_logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[V]: the logits of what comes after all tokens so far and these."""
+        """[V]: the logits of the token after all tokens so far and these."""
         backbone = self._model.backbone
         request = self._model.request(Dataset([list(tokens)]).batch([0]), needs_grad=False)
         embeds_BSH = request.embeds_BTH

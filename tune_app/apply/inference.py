@@ -1,6 +1,6 @@
-"""What tuned prompts are for: classes of texts or numbers for them, and texts completed.
+"""Applies tuned prompts: predicts classes or numbers, completes texts, and evaluates.
 
-Shapes: see `backbones/__init__.py`.
+Shapes: see `backbones/protocol.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 class Prompts:
     """Tuned prompts on an open backbone.
 
-    most_positions: None where the model has no limit
-    end_tokens: of which any ends a text
+    most_positions: None if the model has no limit
+    end_tokens: tokens that end a text
     """
 
     about: About
@@ -45,8 +45,9 @@ class Prompts:
         return self.model.task
 
     def evaluate(self, rows: Dataset) -> Evaluation:
-        """Loss and metrics over all rows, as a search's test figures are computed; for completions
-        also the share that is generated exactly (greedy, white space around it aside)."""
+        """Loss and metrics over all rows, computed as on a search's test split; for completions
+        also the share that greedy generation reproduces exactly, apart from surrounding white
+        space."""
         evaluation = self.model.evaluate(evaluation_batches(rows, EVALUATION_ROWS))
         if not len(rows) or rows.completion(0) is None:
             return evaluation
@@ -68,14 +69,14 @@ class Prompts:
         return bool(wanted == found_text)
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """(class name, its probability) of each text, cut to the length of training."""
+        """(class name, its probability) for each text, cut to the length of training."""
         most_B, classes_B = class_probabilities(self.model, self._rows(texts)).max(-1)
         names = self.about.class_names
         return [(names[i], most) for i, most in zip(classes_B, most_B.tolist(), strict=True)]
 
     def answers(self, texts: Sequence[str]) -> list[str]:
-        """A line for each text, cut to the length of training: class, tab and probability, or a
-        number, as the task has it."""
+        """One line for each text, cut to the length of training: class, tab and probability, or a
+        number, depending on the task."""
         if self.task.answer is None:
             raise ValueError(f"prompts for {self.task.name} complete texts")
         scores_BC = row_scores(self.model, self._rows(texts))
@@ -84,8 +85,8 @@ class Prompts:
     def complete(
         self, text: str, max_new_tokens: int, sampling: Sampling | None = None
     ) -> Iterator[str]:
-        """Yields the continuation piece by piece, up to an end-of-text token; greedy where nothing
-        is sampled. Raises ConfigError where the model has too few positions.
+        """Yields the continuation piece by piece, up to an end-of-text token; greedy without
+        `sampling`. Raises ConfigError if the model has too few positions.
         """
         (ids,) = self._tokens([text])
         prompt, tokenizer = self.about.config.prompt_length, self.tokenizer
@@ -93,9 +94,10 @@ class Prompts:
         if self.most_positions is not None and needed > self.most_positions:
             raise ConfigError(
                 f"--max-new-tokens: {prompt} prompt, {len(ids)} text and {max_new_tokens} new "
-                f"tokens make {needed} positions; the model has {self.most_positions}."
+                f"tokens are {needed} positions; the model has {self.most_positions}."
             )
-        # Decoded as a whole each time: a piece alone loses its leading space, or half a character.
+        # Decodes the whole text each time: a single piece would lose a leading space, or be half a
+        # character.
         done = tokenizer.decode(ids, skip_special_tokens=True)
         for token in continuation(self.model, ids, max_new_tokens, chooser(sampling)):
             if token in self.end_tokens:
@@ -120,11 +122,11 @@ class Prompts:
 def open_prompts(
     folder: Path, about: About, config: SearchConfig, *, progress: Callable[[str], None]
 ) -> Iterator[Prompts]:
-    """The prompts in `folder` on the backbone that the config names; see `open_alone`."""
+    """The prompts in `folder` on the config's backbone; see `open_alone`."""
     with open_alone(config, progress=progress) as (backbone, tokenizer):
         run = partial(run_alone, backbone)
         task = task_named(about.task)
-        # How the prompts began does not matter any more: they are replaced at once.
+        # The initialisation does not matter, because the prompts are replaced immediately.
         trial = replace(about.config, init="normal", deep_init="normal")
         model = PromptTunedModel(backbone, run, task, task.outputs(about.class_names), trial)
         model.load_state_dict(read_weights(folder))

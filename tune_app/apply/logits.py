@@ -1,4 +1,4 @@
-"""What the frozen model says behind tuned prompts, of rows as a whole.
+"""The frozen model's outputs with tuned prompts.
 
 Shapes: see `backbones/protocol.py`.
 """
@@ -18,12 +18,12 @@ from tune_app.train.prompt_model import PromptTunedModel
 
 
 def row_scores(model: PromptTunedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B, C]: the score head's outputs for each row of token ids, none of them empty: a score for
-    each class, say."""
-    batch = Dataset(rows, [0] * len(rows)).batch(range(len(rows)))  # labels: not looked at
+    """[B, C]: the score head's outputs, such as a score for each class, for each row of token ids,
+    none of which may be empty."""
+    batch = Dataset(rows, [0] * len(rows)).batch(range(len(rows)))  # the labels are not used
     score_CH = model.score
     if score_CH is None:
-        raise ValueError("the prompts have no score head: they were tuned to complete texts")
+        raise ValueError("these prompts have no score head, because they complete texts")
 
     def scores(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
         pooled_BH = last_token(hidden_BTH, batch.lengths_B[part])
@@ -38,7 +38,7 @@ def class_probabilities(model: PromptTunedModel, rows: Sequence[Sequence[int]]) 
 
 
 def next_token_logits(model: PromptTunedModel, tokens: Sequence[int]) -> torch.Tensor:
-    """[V]: the logits of what comes after the tokens."""
+    """[V]: the logits of the next token."""
 
     def last_logits(hidden_BTH: torch.Tensor, part: slice) -> torch.Tensor:
         return model.backbone.logits(hidden_BTH[:, -1:])[:, 0]
@@ -50,7 +50,7 @@ def next_token_logits(model: PromptTunedModel, tokens: Sequence[int]) -> torch.T
 def _apply(
     model: PromptTunedModel, batch: Any, head: Callable[[torch.Tensor, slice], torch.Tensor]
 ) -> torch.Tensor:
-    """`head` of the final hidden states, over all rows of the batch in their order."""
+    """`head` applied to the final hidden states of all rows, in their order."""
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(hidden_BTH: torch.Tensor, part: slice) -> tuple[torch.Tensor, Sums]:

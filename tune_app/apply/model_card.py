@@ -1,4 +1,4 @@
-"""README.md of a folder of prompts: what they are and how to load them, for people."""
+"""README.md of a folder of prompts: what they are and how to load them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_app.apply.front_matter import front_matter
-from tune_app.models.folder import is_hub_name, model_folder
+from tune_app.models.folder import is_local, model_folder
 from tune_app.report.words import number, trained_by
 from tune_app.run.trial_config import TrialConfig
 from tune_app.serve.supervisor import dht_prefix_of
@@ -16,7 +16,7 @@ from tune_app.tasks.known import task_named
 if TYPE_CHECKING:
     from tune_app.apply.prompts_folder import About
 
-# Where Petals' classes keep the model without its head. All of them also answer to `transformer`.
+# The attribute for the model without its head in Petals' classes. All also have `transformer`.
 _PETALS_BASE = {"llama": "model", "bloom": "transformer", "falcon": "transformer"}
 
 
@@ -51,16 +51,16 @@ def _results(about: About) -> str:
     task = task_named(about.task)
     lines.append("")
     made = trained_by(about.trial, about.trained_as, about.config.seed)
-    lines.append(f"Loss in {task.loss} per {task.unit}, of these very weights: {made}.")
+    lines.append(f"Loss in {task.loss} per {task.unit}. These weights are from {made}.")
     if about.class_names:
         lines.append(f"Classes, in the order of the scores: {', '.join(about.class_names)}.")
     if about.scale is not None:
         lines.append(
-            f"An answer is {number(about.scale.mean)} plus {number(about.scale.std)} times the "
-            "score."
+            f"The predicted number is {number(about.scale.mean)} plus {number(about.scale.std)} "
+            "times the score."
         )
     if about.answer:
-        lines += ["", f"The search: {about.answer}"]
+        lines += ["", f"Result of the search: {about.answer}"]
     return "## Results\n\n" + "\n".join(lines)
 
 
@@ -81,8 +81,8 @@ def _without_tune_app(about: About) -> list[str]:
             """\
 ## PEFT
 
-PEFT has no adapter for deep prompts (`deep_ptune`), which are added to the input of every block, so
-there is none in this folder."""
+PEFT has no adapter type for deep prompts (`deep_ptune`), which are added to the input of every
+block, so this folder has no PEFT adapter."""
         ]
     outputs = task_named(about.task).outputs(about.class_names)
     if not outputs:
@@ -112,7 +112,7 @@ text = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**text, max_new_tokens=40)[0]))
 ```
 
-`model(**text).logits` has a row for each prompt token first, before those of the text."""
+In `model(**text).logits`, the positions of the prompt come before those of the text."""
 
 _PEFT_CLASSIFICATION = """\
 ## Use them with PEFT
@@ -146,16 +146,17 @@ def scores(texts):
     return model.base_model.score(hidden[torch.arange(len(texts)), last])
 ```
 
-`scores` is not `model(**rows).logits`: behind a prompt, transformers sees embeddings and no tokens,
-so it cannot tell padding and takes the last position of the batch. Rows shorter than the longest
-one would be judged by their padding. For a single text, or rows of one length, both are the same.
-Padding on the left does not help: it would come between prompt and text."""
+Do not use `model(**rows).logits` instead of `scores` for texts of different lengths. With a prompt,
+transformers sees embeddings instead of tokens, so it does not recognise padding and takes the
+batch's last position: rows shorter than the longest one would be judged by their padding. For a
+single text, or texts of equal length, both give the same. Padding on the left does not help,
+because it would come between prompt and text."""
 
 _TENSOR = """\
 ## Use them as a tensor
 
-`prompt_embeddings` in `prompts.safetensors` is the prompt as a plain tensor, [P, H]. What takes
-embeddings in place of tokens takes it in front of the text's own:
+`prompt_embeddings` in `prompts.safetensors` is the prompt as a plain tensor, [P, H]. Any library
+that accepts embeddings instead of tokens can use it, in front of the text's embeddings:
 
 ```python
 import torch
@@ -171,7 +172,7 @@ embeds = torch.cat([prompt.to(words.dtype), words])  # [P + T, H]
 print(tokenizer.decode(model.generate(inputs_embeds=embeds[None], max_new_tokens=40)[0]))
 ```
 
-vLLM takes the same tensor. This was not run here; it follows vLLM's documentation:
+vLLM accepts the same tensor. This example follows vLLM's documentation; it was not run here:
 
 ```text
 from vllm import LLM
@@ -182,7 +183,7 @@ print(llm.generate({"prompt_embeds": embeds})[0].outputs[0].text)
 
 
 def _petals(about: About) -> str:
-    """How to load the weights into Petals' own class; nothing for a family that Petals lacks."""
+    """How to load the weights into Petals' own class; "" for a family that Petals does not have."""
     family, config, task = about.model.family, about.config, task_named(about.task)
     if family not in _PETALS_BASE or not task.petals_class:
         return ""
@@ -197,7 +198,7 @@ def _petals(about: About) -> str:
     if outputs:
         options.append(f"num_labels={outputs}")
         paths["score"] = "score.weight"
-    if not is_hub_name(about.model.name):
+    if is_local(about.model.name):
         # Petals would derive it from the folder's whole path
         options.append(f'dht_prefix="{dht_prefix_of(model_folder(about.model.name))}"')
     options = ["initial_peers=PEERS", f"torch_dtype=torch.{dtype}", *options]
@@ -213,14 +214,14 @@ def _petals(about: About) -> str:
     if outputs:
         note = """
 
-The class takes a row's last token before the padding, so rows of different length in one batch
-have to be padded, on the right, with `model.config.pad_token_id`; some models come without one."""
+The class uses the last token before the padding, so in a batch of texts of different lengths, pad
+on the right with `model.config.pad_token_id`; some models come without one."""
     return f"""\
 ## Load them into Petals' own class
 
-Petals' classes want transformers 4.34 or earlier, so this takes an environment of its own, with
-petals 2.2 and what it requires. `MODEL` is the model's folder or hub name, `PEERS` the addresses of
-a swarm that serves it, tune_app's or Petals' own.
+Petals' classes need transformers 4.34 or earlier, so use a separate environment with petals 2.2 and
+its requirements. `MODEL` is the model's folder or hub name, `PEERS` are the addresses of a swarm
+that serves it, started by tune_app or by Petals.
 
 ```python
 import torch
@@ -267,9 +268,9 @@ def _training(about: About) -> str:
     return f"""\
 ## Training
 
-AdamW over the prompts{score} alone, on {source}, cut
-to {about.max_length} tokens a row: {", ".join(changed)}; everything else as `TrialConfig` has it.
-`prompts.json` holds the whole configuration."""
+AdamW over only the prompts{score}, on {source}, cut
+to {about.max_length} tokens per row: {", ".join(changed)}; everything else is as in `TrialConfig`.
+`prompts.json` has the whole configuration."""
 
 
 def _indented(options: list[str]) -> str:

@@ -1,11 +1,11 @@
-"""Tuned prompts on disk: a folder that says what it holds and which model it fits.
+"""Tuned prompts on disk: a folder that says what it contains and which model it fits.
 
     prompts.safetensors   the weights, named and shaped as in prompt_model.py and in Petals' classes
-    prompts.json          `About`: what they were trained for, with what, and how well they do
+    prompts.json          `About`: what they were trained for and with, and how good they are
     README.md             model_card.py: the same for people and hubs, and how to use it elsewhere
     adapter_*             peft_adapter.py: the same weights for PEFT (ptune)
 
-Imports torch only where weights are read or written.
+Imports torch only to read or write weights.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ WEIGHTS, ABOUT, CARD = "prompts.safetensors", "prompts.json", "README.md"
 
 @dataclass(frozen=True)
 class About:
-    """All that prompts.json says beside the weights' own checksum."""
+    """The content of prompts.json, except for the checksum of the weights."""
 
     model: ModelIdentity
     task: str
-    class_names: tuple[str, ...]  # by class index; empty where labels are no classes
-    max_length: int  # tokens of text in a row, without the prompt
-    trial: int  # whose config it is, and
-    trained_as: int  # the number under which these very weights were trained (a confirmation run)
+    class_names: tuple[str, ...]  # by class index; empty if labels are not classes
+    max_length: int  # most tokens of text in a row, without the prompt
+    trial: int  # the trial with this config
+    trained_as: int  # the trial or confirmation run that trained these weights
     config: TrialConfig
-    metrics: dict[str, dict[str, float]]  # of these weights, on "valid" and, where known, "test"
-    search: dict[str, Any]  # SearchConfig's settings of data and backbone
+    metrics: dict[str, dict[str, float]]  # of these weights, on "valid" and, if known, "test"
+    search: dict[str, Any]  # the settings of SearchConfig that concern data and backbone
     data_fingerprint: str
     tune_app: str  # version
     scale: Scale | None = None  # of labels that are numbers
     answer: str = ""  # of the search, as its report states it
 
     def search_config(self) -> SearchConfig:
-        """The settings of the search as far as they say what was trained on what.
+        """The settings of the search that concern the model and its data.
 
-        Raises ConfigError where they are another version's.
+        Raises ConfigError if this version does not know them.
         """
         values, messages = convert_fields(SearchConfig, self.search)
         if messages:
@@ -92,7 +92,7 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name in adapter:
             files.write_atomic(name, adapter[name])
-        else:  # of prompts that were here before
+        else:  # may be left from earlier prompts
             (folder / name).unlink(missing_ok=True)
     document = asdict(about) | {
         "config": about.config.to_dict(),
@@ -103,21 +103,21 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
 
 
 def read_about(folder: Path) -> About:
-    """What the folder holds. Raises ConfigError where it is no folder of prompts, or a torn one."""
+    """What the folder contains. Raises ConfigError if it is not a complete folder of prompts."""
     try:
         document = json.loads((folder / ABOUT).read_text("utf-8"))
         content = (folder / WEIGHTS).read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder}: holds no prompts ({Path(error.filename).name} is missing)."
+            f"{folder}: there are no prompts in it ({Path(error.filename).name} is missing)."
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: its prompts cannot be read: {error}.") from None
     try:
         if document.pop("weights_sha256") != hashlib.sha256(content).hexdigest():
             raise ConfigError(
-                f"{folder}: {WEIGHTS} is not the file that {ABOUT} describes; "
-                "copy the whole folder, or export it again."
+                f"{folder}: {WEIGHTS} does not belong to {ABOUT}; copy the whole folder, or export "
+                "the prompts again."
             )
         document["model"] = ModelIdentity(**document["model"])
         document["config"] = TrialConfig.from_dict(document["config"])
@@ -126,7 +126,7 @@ def read_about(folder: Path) -> About:
             document["scale"] = Scale(**document["scale"])
         return About(**document)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / ABOUT}: not written by tune_app: {error}.") from None
+        raise ConfigError(f"{folder / ABOUT}: was not written by tune_app: {error}.") from None
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

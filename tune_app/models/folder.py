@@ -38,13 +38,8 @@ def commit_of(model: str, revision: str | None) -> str:
 
 
 def is_local(model: str) -> bool:
-    """Whether `--model` is the demo or a local folder."""
+    """Whether `--model` is the demo or a local folder, and not the name of a model on a hub."""
     return model == "demo" or Path(model).expanduser().is_dir()
-
-
-def is_hub_name(model: str) -> bool:
-    """Whether `--model` is the name of a model on a hub."""
-    return model != "demo" and not Path(model).expanduser().is_dir()
 
 
 def positions(folder: Path) -> int | None:

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from tune_app.tasks.data import TaskData
 
 _DESCRIPTION = """\
-Trains one config alone, as a trial of a search would: same data in the same order, same prompts
-to begin with, and so the same losses up to rounding. Then the prompts are saved and evaluated on
-the test split. best.yaml of a search is such a config; without one it is the documented default.
+Trains one config alone, exactly like a trial of a search: with the same data order and the same
+initial prompts, and so the same losses up to rounding. Then saves the prompts and evaluates them
+on the test split. The config can be the best.yaml of a search; by default it is the documented
+default.
 """
-_TRIAL = 1  # number 0 is the documented default of a search
 
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 when the prompts are saved, 1 when training failed, 2 for a user's mistake, 130
+    """Exit code: 0 if the prompts were saved, 1 if training failed, 2 for a user's mistake, 130
     after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
     _help_parser().parse_known_args(argv)  # --help ends here
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: no prompts are saved", file=sys.stderr)
+        print("interrupted; no prompts were saved", file=sys.stderr)
         return 130
 
 
@@ -71,7 +71,7 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
     given = {word.partition("=")[0] for word in argv}
     kept = settings_with(Role.TRAINING)
     messages = [
-        f"{flag_of(name)}: belongs to a search; this command trains one config."
+        f"{flag_of(name)}: only for a search; this command trains one config."
         for name in SETTINGS
         if name not in kept and flag_of(name) in given
     ]
@@ -94,7 +94,7 @@ def parse_train_args(argv: Sequence[str]) -> tuple[SearchConfig, TrialConfig]:
 
 
 def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
-    """Trains, shows how it goes, and exports the prompts."""
+    """Trains, shows the progress, and exports the prompts."""
     with Terminal(quiet=config.quiet) as terminal:
 
         def reported(report: Report, data: TaskData) -> None:
@@ -111,7 +111,7 @@ def train(config: SearchConfig, trial: TrialConfig, run: RunDir) -> int:
             terminal.erase()
             print(f"the swarm is gone: {reason}", file=sys.stderr)
         elif status != Status.FINISHED:
-            print(f"{reason}; no prompts are saved", file=sys.stderr)
+            print(f"{reason}; no prompts were saved", file=sys.stderr)
     write_tables(run)
     prompts = export_best(run)
     if prompts is None:
@@ -132,23 +132,25 @@ def _line(report: Report, steps: int, metric: str) -> str:
 
 
 def _help_parser() -> argparse.ArgumentParser:
-    """For --help alone; what is given is parsed as a search's flags."""
+    """Only for --help; the arguments are parsed with the search's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m tune_app.train",
         usage="python -m tune_app.train [--config FILE] [--out FOLDER] [flags of a search]",
         description=_DESCRIPTION,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", nargs="?", metavar="FILE", help="best.yaml of a search, say")
+    parser.add_argument(
+        "--config", nargs="?", metavar="FILE", help="YAML file with settings, e.g. best.yaml"
+    )
     parser.add_argument(
         "--out", nargs="?", metavar="FOLDER", help="folder of the run (default: runs/train-<date>)"
     )
-    parser.add_argument("--quiet", action="store_true", help="only the results")
+    parser.add_argument("--quiet", action="store_true", help=SETTINGS["quiet"].help)
     own = ("out", "quiet", "trial")
     flags = [flag_of(name) for name in settings_with(Role.TRAINING) if name not in own]
     parser.epilog = (
-        "Also the flags of tune_app.search that say what is trained on what: "
+        "Also takes these flags of tune_app.search: "
         + ", ".join(flags)
-        + ". They win over the file."
+        + ". Flags take precedence over the file."
     )
     return parser

@@ -1,4 +1,4 @@
-"""Prompt-tuned models for a training loop of one's own, in the manner of Petals' classes.
+"""Prompt-tuned models for your own training loop, with the interface of Petals' classes.
 
     from tune_app.models import AutoDistributedModelForCausalLM
 
@@ -7,9 +7,9 @@
     )
     loss = model(input_ids=input_ids, labels=labels).loss
 
-The names and arguments are those of petals 2.2, so that its prompt tuning examples run with another
-import; any family that transformers knows works, and without `initial_peers` the blocks run in this
-process. A search packs the rows of many trials instead (`train/prompt_model.py`).
+Names and arguments are those of petals 2.2, so its prompt tuning examples run if only the import is
+changed. All families that transformers supports can be used, and without `initial_peers` the blocks
+run in this process. A search packs the rows of many trials instead (`train/prompt_model.py`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError
 from tune_app.run.trial_config import TuningMode
 from tune_app.serve.checks import check_petals, dht_prefix_of
+from tune_app.tasks.base import IGNORED
 from tune_app.tasks.data import last_token
-
-_IGNORED = -100  # as a label, by convention of transformers
 
 
 class _PromptTuned(nn.Module):
-    """Trainable prompts around a frozen backbone, which is no submodule: a state dict holds only
-    what is trained."""
+    """Trainable prompts around a frozen backbone, which is not a submodule, so that a state dict
+    has only trained parameters."""
 
     def __init__(
         self, backbone: Backbone, model_config: Any, tuning_mode: str, pre_seq_len: int
@@ -45,7 +44,7 @@ class _PromptTuned(nn.Module):
         self._backbone = [backbone]
         self.config = model_config
         hidden = backbone.hidden_size
-        # float32 and normal(0, 1), as Petals has them.
+        # float32 and normal(0, 1), as in Petals.
         self.prompt_embeddings = nn.Embedding(pre_seq_len, hidden, device=backbone.device)
         self.intermediate_prompt_embeddings: nn.Embedding | None = None
         if tuning_mode == "deep_ptune":
@@ -67,17 +66,17 @@ class _PromptTuned(nn.Module):
         request_tokens: int | None = None,
         **options: Any,
     ) -> Self:
-        """A model from a folder or a hub, frozen but for what is tuned.
+        """A model from a folder or a hub, in which only prompts and score head are trained.
 
-        initial_peers: of a swarm that serves the blocks; none: they run in this process
-        dht_prefix: the blocks' name in the swarm; None: Petals' rule for the model's name
+        initial_peers: of a swarm that serves the blocks; without any, they run in this process
+        dht_prefix: the blocks' name in the swarm; None: by Petals' rule for the model's name
         tuning_mode: ptune, or deep_ptune with a prompt for each block's input as well
         pre_seq_len: prompt tokens
-        device: of the blocks in this process; None: cuda where there is one
-        request_tokens: rows times positions that a server takes; None: Petals' own 1024
-        options: num_labels of a classification
+        device: of the blocks in this process; None: cuda if available
+        request_tokens: rows times positions that servers accept in a request; None: Petals' 1024
+        options: num_labels for classification
 
-        Raises ConfigError for what cannot be used, and BackboneUnavailable where no server answers.
+        Raises ConfigError if something cannot be used, BackboneUnavailable if no server answers.
         """
         mistakes = check_petals() if initial_peers else []
         if tuning_mode not in get_args(TuningMode):
@@ -137,8 +136,8 @@ class AutoDistributedModelForCausalLM(_PromptTuned):
     ) -> CausalLMOutput:
         """Logits of the text [B, T, V], and with labels the mean loss over predicted tokens.
 
-        Labels are the token ids, or -100 for those that count for nothing (padding). Rows are
-        padded on the right; ValueError otherwise.
+        Labels are the token ids, or -100 for tokens that do not count (padding). Rows must be
+        padded on the right; otherwise raises ValueError.
         """
         _check_padding(attention_mask)
         logits = self.backbone.logits(self._hidden(input_ids))
@@ -146,7 +145,7 @@ class AutoDistributedModelForCausalLM(_PromptTuned):
         if labels is not None:
             predicted = labels[:, 1:].to(logits.device)
             loss = F.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), predicted.flatten(), ignore_index=_IGNORED
+                logits[:, :-1].float().flatten(0, 1), predicted.flatten(), ignore_index=IGNORED
             )
         return CausalLMOutput(loss=loss, logits=logits)
 
@@ -166,8 +165,8 @@ class AutoDistributedModelForSequenceClassification(_PromptTuned):
     ) -> SequenceClassifierOutput:
         """Logits of the classes [B, C] at each row's last token, and with labels the mean loss.
 
-        Rows are padded on the right; ValueError otherwise. Without a mask a row ends before its
-        padding token (`model.config.pad_token_id`), as in transformers.
+        Rows must be padded on the right; otherwise raises ValueError. Without a mask, a row ends
+        before its padding tokens (`model.config.pad_token_id`), as in transformers.
         """
         _check_padding(attention_mask)
         if attention_mask is None:
@@ -182,9 +181,9 @@ class AutoDistributedModelForSequenceClassification(_PromptTuned):
 
 
 def _check_padding(attention_mask: torch.Tensor | None) -> None:
-    """Blocks take no mask. They need none where no real position comes after a padded one."""
+    """Blocks take no mask, and need none if padding comes after all real positions."""
     if attention_mask is not None and bool((attention_mask.diff(dim=1) > 0).any()):
         raise ValueError(
-            "rows must be padded on the right, and a row of attention_mask rises from 0 to 1: set "
+            "rows must be padded on the right, but a row of attention_mask goes from 0 to 1; set "
             'tokenizer.padding_side = "right"'
         )

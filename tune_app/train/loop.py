@@ -1,4 +1,5 @@
-"""The training loop of one trial: plain PyTorch, runs in a debugger, reports to a callback."""
+"""The training loop of one trial: plain PyTorch that works in a debugger and reports to a
+callback."""
 
 from __future__ import annotations
 
@@ -19,12 +20,11 @@ from tune_app.tasks.objectives import LOSS, Objective
 from tune_app.train.optim import build_optimizer, build_scheduler, change
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
-EVALUATION_ROWS = 128  # that are evaluated together
-# A loss this many times the first one has exploded, whatever it does later. A diverged trial counts
-# as just that much: finite, so that the sampler learns from it, and no run that still trains is
-# worse.
+EVALUATION_ROWS = 128  # batch size of evaluations
+# A trial whose loss reaches this many times the first one has diverged, and counts as having that
+# loss: it is finite, so that the sampler learns from it, and no run that still trains is worse.
 EXPLODED = 10.0
-# Nats, in place of a first loss that is no number: a uniform guess over 22,000 tokens.
+# Nats; replaces a first loss that is not a number: a uniform guess over 22,000 tokens.
 UNKNOWN_LOSS = 10.0
 
 
@@ -38,15 +38,15 @@ def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) 
 
 
 def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
-    """Whether a run with exactly this config, its changes included, has written the checkpoint."""
+    """Whether the checkpoint is from a run with exactly this config, including its changes."""
     state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
     return TrialConfig.from_dict(state["config"]) == config
 
 
 class TrainingRun:
-    """Model, optimizer, schedule and position in the data: all that a checkpoint has to hold.
+    """Model, optimizer, schedule and position in the data: everything that a checkpoint needs.
 
-    phase: what holds now of a config with changes
+    phase: of a config with changes, what applies at the current step
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class TrainingRun:
         self.last_report: Report | None = None
 
     def train(self, report: Callable[[Report], None], *, evaluate_on_the_way: bool = True) -> None:
-        """Trains from where the run stands to its last step; ends early where it diverges.
+        """Trains from the current step to the last one; ends early if the loss diverges.
 
-        `report` is called after every evaluation, when `state()` is consistent; a run that goes on
-        from a checkpoint first repeats its last report, which a kill may have kept from arriving.
-        reduce_lr_on_plateau is evaluated on the way in any case: its schedule needs the losses.
+        `report` is called after every evaluation, when `state()` is consistent. A run that resumes
+        from a checkpoint first repeats its last report, which may have been lost in a kill.
+        reduce_lr_on_plateau is always evaluated on the way, because its schedule needs the losses.
         """
         if self.last_report is not None:
             report(self.last_report)
@@ -103,7 +103,7 @@ class TrainingRun:
                 return
 
     def _begin_phase(self, step: int) -> None:
-        """Changes what the config changes after this step; nothing at most steps."""
+        """Applies the config's changes after this step, if there are any."""
         phase = self.config.at(step)
         if phase != self.phase:
             self.phase, self.scheduler = phase, change(self.optimizer, phase, step)
@@ -145,13 +145,13 @@ class TrainingRun:
         )
 
     def _cost(self, evaluation: Evaluation, exploded: float | None) -> float:
-        """What the search minimises; exploded: the loss that a diverged trial counts as."""
+        """What the search minimises. `exploded`: the loss that a diverged trial counts as."""
         if exploded is not None:
             return self.objective.penalty(exploded)
         return self.objective.cost(self.objective.of(evaluation.loss, evaluation.metric))
 
     def state(self) -> bytes:
-        """A checkpoint: what trains, optimizer, schedule, position. No frozen weight."""
+        """A checkpoint: trained parameters, optimizer, schedule, position; no frozen weights."""
         state = {
             "config": self.config.to_dict(),
             "model": self.model.state_dict(),
@@ -169,12 +169,12 @@ class TrainingRun:
         return buffer.getvalue()
 
     def load_state(self, checkpoint: bytes) -> None:
-        """Goes on from `state()`: the losses are those of a run that was never interrupted."""
+        """Resumes from `state()`, with the losses of a run that was never interrupted."""
         state = torch.load(
             io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
         )
         self.model.load_state_dict(state["model"])
-        self._begin_phase(state["step"] - 1)  # a change after its last step is yet to come
+        self._begin_phase(state["step"] - 1)  # a change after its last step comes later
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
@@ -184,9 +184,9 @@ class TrainingRun:
             self.last_report = Report.from_flat(state["last_report"])
 
     def take_over(self, checkpoint: bytes, spent: bytes | None) -> None:
-        """Goes on from the `state()` of another run, whose config this one's begins with.
+        """Continues from the `state()` of another run, whose config is the start of this one's.
 
-        spent: the `state()` that is given up, whose cost stays this run's.
+        spent: this run's discarded `state()`, whose cost still counts
         """
         self.load_state(checkpoint)
         if spent is None or self.last_report is None:
@@ -205,11 +205,11 @@ class TrainingRun:
 def test_metrics(
     model: PromptTunedModel,
     data: TaskData,
-    rows: list[Sums] | None = None,  # noqa: PT028 (it is no test)
+    rows: list[Sums] | None = None,  # noqa: PT028 (not a test)
 ) -> dict[str, float]:
     """Loss and metrics over the whole test split, which no trial of the search has seen.
 
-    rows: gets what each row alone adds up to, see `PromptTunedModel.evaluate`
+    rows: a list to which each row's sums are appended, see `PromptTunedModel.evaluate`
     """
     evaluation = model.evaluate(evaluation_batches(data.test, EVALUATION_ROWS), rows)
     return {"test_loss": evaluation.loss} | {

@@ -1,4 +1,4 @@
-"""A model in this one process, without Ray: what the commands train and apply run on."""
+"""A model in a single process, without Ray, for the commands train and apply."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """What a command says on stderr beside its results: lines, and one that is overwritten.
+    """Messages on stderr, next to a command's results: lines, and a status line that is
+    overwritten.
 
-    A context manager, so that the last passing line never stands before an error's message.
+    A context manager, so that the status line is gone before an error message is printed.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -34,25 +35,25 @@ class Terminal:
         self.erase()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if not self._quiet:
             self.erase()
             print(text, file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """What is being waited for: a passing line in a terminal, one that stays in a pipe."""
+        """Says what is being waited for: a status line in a terminal, a permanent one in a pipe."""
         if self._overwrites:
             self.passing(f"{text} ...")
         else:
             self.say(text)
 
     def passing(self, text: str) -> None:
-        """Like `progress`, for what changes too often to be kept."""
+        """Sets the status line; for messages that change too often to be kept in a pipe."""
         if self._overwrites and not self._quiet:
             print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
     def erase(self) -> None:
-        """Removes the passing line."""
+        """Removes the status line."""
         self.passing("")
 
 
@@ -60,12 +61,12 @@ class Terminal:
 def open_alone(
     config: SearchConfig, *, progress: Callable[[str], None]
 ) -> Iterator[tuple[Backbone, Any]]:
-    """The config's (backbone, tokenizer); a private swarm is started and ended where it needs one.
+    """The config's (backbone, tokenizer), with a private swarm if it needs one.
 
-    Raises ConfigError where the model or the swarm cannot be used, PrivateSwarmError where a
-    server does not start.
+    Raises ConfigError if the model or the swarm cannot be used, PrivateSwarmError if a server does
+    not start.
     """
-    warnings.simplefilter("ignore")  # of transformers and petals, about versions that are pinned
+    warnings.simplefilter("ignore")  # from transformers and petals, about pinned versions
     let_threads_sleep()
     model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
@@ -74,7 +75,7 @@ def open_alone(
             stack.callback(private.stop)
         else:
             progress("loading the model")
-        # Imported here: these take seconds, in which the swarm starts.
+        # Imported here, because it takes seconds, in which the swarm starts.
         from transformers import AutoTokenizer
 
         from tune_app.backbones.protocol import BackboneUnavailable

@@ -1,4 +1,4 @@
-"""AdamW over what requires a gradient, and transformers' learning-rate schedules."""
+"""AdamW over the parameters that require a gradient, and transformers' learning rate schedules."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the parameters with `requires_grad`.
 
-    Raises ValueError where there is none: such a run would train nothing and say nothing.
+    Raises ValueError if there is none: such a run would silently train nothing.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError(
-            "an optimizer needs at least one parameter with requires_grad, received none; "
+            "an optimizer needs at least one parameter with requires_grad, got none; "
             "is the prompt frozen?"
         )
     return torch.optim.AdamW(
@@ -44,10 +44,10 @@ def build_scheduler(
         if (value := getattr(config, name)) is not None
     }
     warmup = config.num_warmup_steps()
-    if "num_decay_steps" in own:  # it would begin before the warmup ends
+    if "num_decay_steps" in own:  # otherwise the decay could start before the warmup ends
         own["num_decay_steps"] = min(own["num_decay_steps"], config.steps - warmup)
-    # A warmup over the whole run leaves nothing to decay over, and polynomial divides by its length
-    # after the last step. One more step changes no learning rate that is used.
+    # If the warmup takes the whole run, there are no decay steps, and polynomial divides by their
+    # number after the last step. One more step changes no learning rate that is used.
     length = max(config.steps, warmup + 1)
     return get_scheduler(config.scheduler, optimizer, warmup, length, own)
 
@@ -55,12 +55,12 @@ def build_scheduler(
 def change(
     optimizer: torch.optim.Optimizer, config: TrialConfig, step: int
 ) -> LRScheduler | ReduceLROnPlateau:
-    """Lets the optimizer go on by `config`, after `step` steps, with the moments that it has.
+    """Makes the optimizer continue with `config` after `step` steps, with its present moments.
 
-    The schedule that comes back stands where it would had it run by `config` from the beginning.
-    A plateau's does not depend on the steps: it begins anew, at `config.lr`.
+    Returns a schedule in the state that it would have if `config` had applied from the start.
+    reduce_lr_on_plateau does not depend on the step: it starts again at `config.lr`.
     """
-    optimizer.defaults["lr"] = config.lr  # from which transformers' polynomial takes it
+    optimizer.defaults["lr"] = config.lr  # transformers' polynomial reads it there
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = config.lr
         group["betas"] = (config.beta1, config.beta2)

@@ -1,19 +1,19 @@
-"""How prompts begin.
+"""How prompts are initialised.
 
-A vector of normal(0, 1) is far longer than a word's: 8 times in SmolLM2-135M, 14 times in the demo
-model. Words of the vocabulary begin where the model can read them. PEFT measured 25 % against 36 %
-on MetaMathQA (peft#2824); what we measured is in benchmarks/results/prompt_quality.md.
+A vector drawn from normal(0, 1) is far longer than a word's: 8 times in SmolLM2-135M, 14 times in
+the demo model. Words of the vocabulary are vectors that the model knows. PEFT measured 25 % against
+36 % on MetaMathQA (peft#2824); our measurements are in benchmarks/results/prompt_quality.md.
 
     normal  normal(0, 1), as nn.Embedding in Petals and in PEFT (its RANDOM): the documented default
     vocab   the words of sampled frequent tokens: "sampled vocabulary" of Lester et al. 2021, "The
             Power of Scale for Parameter-Efficient Prompt Tuning", section 3.2, which samples from
             the 5,000 most frequent ones; PEFT's SAMPLE_VOCAB takes any token
     text    the words of --init-text, repeated or cut to the prompt's length: PEFT's TEXT
-    labels  a class name for each prompt token, the mean of its tokens; what is left is filled as
-            in vocab: "class label" of Lester et al. 2021, section 3.2
+    labels  a class name for each prompt token, the mean of its tokens; the remaining tokens are
+            initialised as in vocab: "class label" of Lester et al. 2021, section 3.2
 
-Deep prompts are added to the hidden states, so a `deep_init` of zero begins as no deep prompt at
-all; normal(0, 1) is Petals'.
+Deep prompts are added to hidden states, so with a `deep_init` of zero training starts as if there
+were none; normal(0, 1) is Petals' choice.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def initial_prompt(
     backbone: Backbone,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """[P, H], float32: what the prompt begins with; `normal_PH` itself where init is normal.
+    """[P, H], float32: the initial prompt; `normal_PH` itself if init is normal.
 
-    The words are what `backbone.embed` feeds to the blocks, so models that scale their embeddings
-    there begin with scaled ones. Raises ValueError where `start` has no tokens for this init.
+    Words are what `backbone.embed` gives to the blocks, so for models that scale their embeddings
+    there, they are scaled too. Raises ValueError if `start` has no tokens for this init.
     """
     if config.init == "normal":
         return normal_PH
@@ -48,7 +48,7 @@ def initial_prompt(
         return backbone.embed(torch.tensor([ids], device=backbone.device))[0].float()
 
     def sampled(size: int) -> list[int]:
-        """`size` different ones of the frequent tokens, as far as there are so many."""
+        """`size` of the frequent tokens, all different if there are enough."""
         order = torch.randperm(len(start.frequent), generator=generator).tolist()
         return [start.frequent[order[i % len(order)]] for i in range(size)]
 

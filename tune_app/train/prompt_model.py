@@ -1,6 +1,6 @@
-"""The prompt-tuned model: all that a trial trains, around the frozen backbone it shares.
+"""The prompt-tuned model: everything that a trial trains, around the frozen backbone it shares.
 
-Parameter names and shapes are those of Petals' own classes, so that tuned prompts load into either:
+Parameters have the names and shapes of Petals' own classes, so that tuned prompts load into both:
 
     prompt_embeddings               [P, H]
     intermediate_prompt_embeddings  [P, L * H]   (deep_ptune)
@@ -26,24 +26,24 @@ from tune_app.tasks.data import Batch, last_token
 from tune_app.tasks.start_tokens import StartTokens
 from tune_app.train.prompt_init import initial_prompt
 
-# Runs a request through the blocks, alone or packed with those of other trials, and waits for it.
+# Runs a request through the blocks, alone or packed with other trials' requests; blocks until done.
 Runner = Callable[[Request], Answer]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss as the task measures it, and the task's metrics by name."""
+    """The mean loss (see `Task.unit`), and the task's metrics by name."""
 
     loss: float
     metric: dict[str, float]
 
 
 class PromptTunedModel(nn.Module):
-    """Prompts and, where rows have labels, a score head; its parameters are all that is trained.
+    """Prompts and, if rows have labels, a score head; nothing else is trained.
 
     outputs: rows of the score head; 0: there is none
 
-    The backbone is no submodule: trials share it, and a state dict holds only what trains.
+    The backbone is not a submodule: trials share it, and a state dict has only trained parameters.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PromptTunedModel(nn.Module):
         config: TrialConfig,
         start: StartTokens | None = None,
     ) -> None:
-        """`start`: what prompts of an `init` other than normal begin with."""
+        """`start`: tokens for an `init` other than normal."""
         super().__init__()
         self._backbone, self._run, self.task = [backbone], run, task
         self.usage = Usage()
@@ -66,15 +66,14 @@ class PromptTunedModel(nn.Module):
             return torch.randn(rows, columns, generator=generator).to(backbone.device)
 
         # float32 whatever the backbone's dtype, as in Petals. All normal values are drawn first and
-        # in this order: so the starts of one seed have the same score head and differ in nothing
-        # but the prompts.
+        # in this order, so with the same seed only the prompts depend on `init`.
         normal_PH = normal(prompt, hidden)
         deep = score = None
         if config.tuning_mode == "deep_ptune":
             deep = normal(prompt, backbone.num_blocks * hidden)
             deep = deep.zero_() if config.deep_init == "zero" else deep
         if outputs:
-            # 0.02 is the initializer_range of all three families.
+            # 0.02 is the initializer_range of most families.
             score = normal(outputs, hidden) * 0.02
         prompt_PH = initial_prompt(normal_PH, config, start or StartTokens(), backbone, generator)
         self.prompt_embeddings = nn.Parameter(prompt_PH)
@@ -92,9 +91,10 @@ class PromptTunedModel(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch], rows: list[Sums] | None = None) -> Evaluation:
-        """Exact over all rows, however they are cut into batches.
+        """Exact over all rows, however they are divided into batches.
 
-        rows: gets, for each row, what an evaluation of it alone would add up, its "loss" too
+        rows: a list to which each row's sums are appended, as an evaluation of that row alone would
+            give them, including its "loss"
         """
         loss, sums = 0.0, Sums()
         for batch in batches:
@@ -126,7 +126,7 @@ class PromptTunedModel(nn.Module):
     def request(
         self, batch: Batch, *, needs_grad: bool, by_row: dict[int, Sums] | None = None
     ) -> Request:
-        """The batch as the packer takes it, with this model's prompts as they are now."""
+        """The batch as a request for the packer, with this model's present prompts."""
         deep_LPH: torch.Tensor | None = None
         if self.intermediate_prompt_embeddings is not None:
             deep = self.intermediate_prompt_embeddings.detach()
@@ -156,7 +156,7 @@ class PromptTunedModel(nn.Module):
                 pooled_BH = last_token(hidden_BTH, batch.lengths_B[rows])
                 outputs = pooled_BH.to(score_CH.dtype) @ score_CH.T
             loss, sums = task.loss_sum(outputs, labels[rows])
-            if by_row is not None:  # rows that are tried again come out the same
+            if by_row is not None:  # a retry gives the same rows again
                 for i in range(len(outputs)):
                     alone, counts = task.loss_sum(outputs[i : i + 1], labels[rows][i : i + 1])
                     by_row[rows.start + i] = {"loss": alone.item(), **counts}
@@ -166,9 +166,9 @@ class PromptTunedModel(nn.Module):
 
 
 class _RunRequest(torch.autograd.Function):
-    """Hands a batch to the runner, which computes loss and gradients in one go.
+    """Passes a batch to the runner, which computes loss and gradients in one go.
 
-    The loss is a scalar, so backward only has to scale what forward already knows.
+    The loss is a scalar, so backward only scales the gradients that forward has computed.
     """
 
     @staticmethod

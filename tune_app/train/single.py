@@ -1,4 +1,4 @@
-"""One config trained alone: a run of one trial, which the other commands take as any."""
+"""One config trained alone, as a run of one trial that the other commands can use like any run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def train_single(
     terminal: Terminal,
     reported: Callable[[Report, TaskData], None],
 ) -> tuple[Status, str]:
-    """How the training ended, and why; after each evaluation `reported` is called, with the test
-    split's figures in the last report. Raises ConfigError and PrivateSwarmError."""
+    """How the training ended, and why. `reported` is called after each evaluation; the last report
+    has the results on the test split. Raises ConfigError and PrivateSwarmError."""
     with open_alone(config, progress=terminal.progress) as (backbone, tokenizer):
         from tune_app.backbones.packer import run_alone
         from tune_app.backbones.protocol import BackboneUnavailable
