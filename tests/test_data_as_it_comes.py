@@ -203,6 +203,9 @@ def test_trials_are_compared_on_a_sample_whatever_the_order_of_the_file(tmp_path
         assert data.summary.constant["judged"] == 0.5
         assert data.summary.judged == 50
         assert "trials are compared on 50 of 400 valid rows, stratified by class" in str(data.notes)
+        assert data.glimpse == 16
+        few = data.judged.batch(range(data.glimpse))
+        assert Counter(few.labels.tolist()) == {0: 8, 1: 8}
         judged.append(data.judged.fingerprint())
     assert judged[0] == judged[1]
     whole = load_task_data(SearchConfig(train=train, valid=valid, eval_rows=400), tokenizer)

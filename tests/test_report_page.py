@@ -21,6 +21,7 @@ from tune_app.report import write as report
 from tune_app.report.cli import main
 from tune_app.report.page import render
 from tune_app.report.page.comparison import run_names
+from tune_app.report.page.figures import curves
 from tune_app.report.results import load
 from tune_app.report.write import kept_fresh, write_all
 from tune_app.run.run_dir import RunDir
@@ -67,6 +68,22 @@ def test_plots_hold_the_data_of_the_tables(tmp_path: Path):
     rows = zip(history["trial"], history["step"], history["eval_loss"].round(4), strict=True)
     assert drawn == set(rows)
     assert figures["confirmation"]["data"][0]["customdata"] == [load(run).chosen]
+
+
+def test_a_curve_shows_the_losses_as_over_all_rows(tmp_path: Path):
+    run = RunDir(tmp_path / "run").create()
+    run.append_event({"event": "search_started", "trials": 2, "task": "classification"})
+    for trial, points in enumerate(
+        [[(12, 1.5, 16), (36, 2.0, 128), (48, 1.2, 16)], [(12, 1.4, 16)]]
+    ):
+        run.append_event({"event": "trial_started", "trial": trial, "config": {}})
+        for step, loss, rows in points:
+            few = loss if rows == 16 else 1.7
+            report = {"step": step, "eval_loss": loss, "eval_rows": rows, "glimpse_loss": few}
+            run.append_event({"event": "report", "trial": trial, **report})
+    shown = curves(load(run))["data"]
+    drawn = [y for line in shown for y in line["y"] if y is not None]
+    assert sorted(set(drawn)) == pytest.approx([1.4, 1.5, 1.8, 2.0])  # 0.3 more than over the few
 
 
 def test_every_value_has_a_place_in_its_slice(tmp_path: Path):

@@ -16,8 +16,17 @@ from tune_app.report.tables import write_tables
 from tune_app.run.event_log import append
 from tune_app.run.events import TrialEnded, TrialReported, TrialStarted
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.trial_report import EVALUATIONS, Report, Usage, evaluation_steps, outcome
+from tune_app.run.trial_report import (
+    EVALUATIONS,
+    Report,
+    Usage,
+    deciding_steps,
+    evaluation_steps,
+    outcome,
+    rows_of_a_glimpse,
+)
 
 REPORT = Report(
     step=20,
@@ -40,6 +49,38 @@ def test_evaluations_are_even_and_the_last_step_is_one(steps):
     gaps = [b - a for a, b in zip([0, *at], at, strict=False)]
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "deciding"),
+    [
+        ("asha", 60, (36, 60)),
+        ("asha", 3, (1, 2, 3)),  # a second rung lies before the end
+        ("asha", 1, (1,)),
+        ("none", 60, (60,)),
+        ("median", 60, (12, 24, 36, 48, 60)),
+        ("hyperband", 60, (12, 24, 36, 48, 60)),
+        ("pbt", 60, (12, 24, 36, 48, 60)),
+    ],
+)
+def test_what_the_trial_scheduler_compares_decides_and_so_does_the_end(scheduler, steps, deciding):
+    assert deciding_steps(scheduler, steps) == deciding
+
+
+def test_evaluations_of_a_default_trial_cost_a_quarter_of_it_at_most():
+    config = SearchConfig()
+    evaluations, deciding = (
+        evaluation_steps(config.steps),
+        deciding_steps(config.scheduler, config.steps),
+    )
+    rows = sum(
+        config.eval_rows if step in deciding else rows_of_a_glimpse(config.eval_rows)
+        for step in evaluations
+    )
+    trained = config.steps * config.batch_size
+    # Forward and backward pass of a training row cost two forward passes at least.
+    assert rows / (2 * trained + rows) <= 0.25
+    assert [rows_of_a_glimpse(n) for n in (9, 128, 1000, 5000)] == [9, 16, 125, 128]
 
 
 def test_a_flat_report_has_metric_and_usage_beside_the_rest():

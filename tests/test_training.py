@@ -29,6 +29,7 @@ from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.tasks.data import DataOrder, Dataset
 from tune_app.tasks.objectives import OBJECTIVES
 from tune_app.train import loop as training
+from tune_app.train.loop import evaluation_batches
 
 DEMO = Path(tune_app.models.demo.__file__).parent / "model"
 TEXTS = [
@@ -131,6 +132,51 @@ def test_a_report_says_what_happened(tiny, tiny_data):
         assert report["objective"] == report["eval_loss"]
         assert 0 <= report["metrics"]["accuracy"] <= 1
         assert not report["diverged"]
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "classification"])
+def test_where_nothing_is_decided_a_few_rows_are_evaluated_and_training_is_the_same(
+    tiny, tiny_data, task
+):
+    config = TrialConfig(steps=10, batch_size=4, lr=0.05)
+    data = replace(tiny_data[task], glimpse=5)
+    whole = reports_of(make_run(tiny, tiny_data[task], config))
+    few = reports_of(make_run(tiny, tiny_data[task], config), deciding=(6, 10))
+    assert few == whole  # no glimpse is known
+    states, run = [], make_run(tiny, data, config)
+    run.train(lambda _: states.append(run.state()), deciding=(6, 10))
+    few = reports_of(make_run(tiny, data, config), deciding=(6, 10))
+    rows = len(data.judged)
+    assert [report["metrics"]["eval_rows"] for report in few] == [5, 5, rows, 5, rows]
+    for glimpse, full in zip(few, whole, strict=True):
+        assert glimpse["train_loss"] == full["train_loss"]
+        is_whole = glimpse["step"] in (6, 10)
+        assert (glimpse["eval_loss"] == pytest.approx(full["eval_loss"])) == is_whole
+        assert (glimpse["metrics"]["glimpse_loss"] == glimpse["eval_loss"]) != is_whole
+    # The few are the first, and each run's last evaluation tells their loss too.
+    model = make_run(tiny, data, config)
+    model.load_state(states[-1])
+    first = model.model.evaluate(evaluation_batches(data.judged, 5, 5))
+    assert few[-1]["metrics"]["glimpse_loss"] == pytest.approx(first.loss)
+    # From a checkpoint the same rows are taken.
+    later = make_run(tiny, data, config)
+    later.load_state(states[0])
+    assert reports_of(later, deciding=(6, 10)) == few
+    # A schedule that looks at the losses gets all of them.
+    plateau = replace(config, scheduler="reduce_lr_on_plateau", patience=0)
+    with_plateau = reports_of(make_run(tiny, data, plateau), deciding=(6, 10))
+    assert with_plateau == reports_of(make_run(tiny, data, plateau))
+
+
+def test_one_hard_batch_is_no_explosion(tiny, tiny_data, monkeypatch):
+    data, config = tiny_data["classification"], TrialConfig(steps=10, batch_size=4)
+    run, losses = make_run(tiny, data, config), iter([1.0, 1.0, 1.0, 15.0, *[1.0] * 6])
+    step = run._train_step
+    monkeypatch.setattr(run, "_train_step", lambda batch: (step(batch), next(losses))[1])
+    assert not any(report["diverged"] for report in reports_of(run))
+    run, losses = make_run(tiny, data, config), iter([1.0, 1.0, 1.0, 150.0])
+    monkeypatch.setattr(run, "_train_step", lambda batch: (step(batch), next(losses))[1])
+    assert reports_of(run)[-1]["diverged"]
 
 
 def test_a_run_that_evaluates_only_at_the_end(tiny, tiny_data):

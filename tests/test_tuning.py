@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import ray
 from ray import tune
@@ -18,11 +19,12 @@ from ray.tune.search import Searcher
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.trial_report import OBJECTIVE
+from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_steps
 from tune_app.search.ray_tune import cluster, executor
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.serve.connection import Connection
+from tune_app.study.pruners import build_pruner
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,22 @@ WORSE_AND_WORSE = {number: 1.0 + number for number in range(7)}
 @pytest.mark.parametrize("step", [10, 20])
 def test_asha_judges_nobody_before_three_fifths(asha: TrialScheduler, step: int) -> None:
     assert stopped_at(asha, step, WORSE_AND_WORSE) == []
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7, 60, 99])
+def test_asha_and_its_pruner_look_at_deciding_evaluations_alone(steps: int) -> None:
+    scheduler = build_trial_scheduler("asha", steps)
+    scheduler.set_search_properties(OBJECTIVE, "min")
+    study = optuna.create_study(pruner=build_pruner("asha", steps))
+    trials = {number: study.ask() for number in WORSE_AND_WORSE}
+    deciding = deciding_steps("asha", steps)
+    for step in evaluation_steps(steps):
+        alike = dict.fromkeys(WORSE_AND_WORSE, 1.0)
+        losses = alike if step in deciding else WORSE_AND_WORSE
+        assert stopped_at(scheduler, step, losses) == []
+        for number, trial in trials.items():
+            trial.report(losses[number], step)
+        assert not any(trial.should_prune() for trial in trials.values())
 
 
 def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> None:

@@ -12,6 +12,8 @@ from tune_app.run.run_dir import Status
 OBJECTIVE = "objective"  # name of the metric that the study minimises
 # Evaluations per trial: enough for early stopping and for a curve.
 EVALUATIONS = 5
+# From one of asha's rungs to the next: the worse half ends at each.
+RUNG_FACTOR = 2
 
 
 def evaluation_steps(steps: int) -> list[int]:
@@ -35,6 +37,35 @@ def first_judged(steps: int) -> int:
     """
     evaluations = evaluation_steps(steps)
     return evaluations[len(evaluations) * 3 // 5 - 1]
+
+
+def deciding_steps(scheduler: str, steps: int) -> tuple[int, ...]:
+    """The evaluations of a trial that something depends on: which trials the search's trial
+    scheduler stops or changes, and at the end which is the best. The others are for its curve.
+
+    asha compares trials at its rungs alone; median, hyperband and pbt at every evaluation.
+
+    >>> deciding_steps("asha", 60)
+    (36, 60)
+    """
+    evaluations = evaluation_steps(steps)
+    if scheduler == "none":
+        return (steps,)
+    if scheduler != "asha":
+        return tuple(evaluations)
+    rungs, rung = {steps}, first_judged(steps)
+    while rung < steps:
+        rungs.add(next(step for step in evaluations if step >= rung))
+        rung *= RUNG_FACTOR
+    return tuple(sorted(rungs))
+
+
+def rows_of_a_glimpse(rows: int) -> int:
+    """Of the rows that trials are compared on, how many an evaluation takes that decides nothing:
+    an eighth, 16 at least and 128 at most. With the default settings all evaluations of a trial
+    then cost a quarter of its computing at most, even where a training row costs but twice an
+    evaluated one."""
+    return min(rows, max(16, rows // 8), 128)
 
 
 @dataclass

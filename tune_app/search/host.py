@@ -263,7 +263,7 @@ class TrialHost:
             if waits:
                 trial.go_on.wait()
 
-        run.train(report, evaluate_on_the_way=job.of is None)
+        run.train(report, evaluate_on_the_way=job.of is None, deciding=job.deciding)
 
 
 def keep_state(checkpoint: Path, step: int, state: bytes) -> None:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.trial_report import Report, outcome
+from tune_app.run.trial_report import Report, deciding_steps, outcome
 from tune_app.search.trial_job import TrialJob
 from tune_app.study.space import SearchSpace, origin_of
 
@@ -76,10 +76,13 @@ class StudyTrials:
         base: TrialConfig,
         run: RunDir,
         stop: Callable[[], bool],
+        scheduler: str | None = None,
     ) -> None:
-        """base: the values of what the space leaves out; stop: whether the search is ending."""
+        """base: the values of what the space leaves out; stop: whether the search is ending;
+        scheduler: the search's trial scheduler, where not every evaluation may decide something.
+        """
         self._study, self._space, self._base = study, space, base
-        self._run, self._stop = run, stop
+        self._run, self._stop, self._scheduler = run, stop, scheduler
         self._trials: dict[int, optuna.Trial] = {}
         self._configs: dict[int, TrialConfig] = {}
         self._defaults: set[int] = set()
@@ -105,6 +108,9 @@ class StudyTrials:
             config=config,
             checkpoint=self._run.checkpoint(trial.number),
             origin=origin_of(trial.user_attrs),
+            deciding=(
+                None if self._scheduler is None else deciding_steps(self._scheduler, config.steps)
+            ),
         )
 
     def change(self, number: int, config: TrialConfig) -> None:

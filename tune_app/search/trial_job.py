@@ -57,6 +57,8 @@ class TrialJob:
     population: part of a population: after each report the trial waits until the next one is asked
         for, and its state is saved, so that other trials can be cloned from it
     begin: the state to start from, used until this trial has saved one of its own by this config
+    deciding: the steps whose evaluations decide something (`trial_report.deciding_steps`); None:
+        all of them
     """
 
     number: int
@@ -68,6 +70,7 @@ class TrialJob:
     test: bool = False
     population: bool = False
     begin: Path | None = None
+    deciding: tuple[int, ...] | None = None
 
     @property
     def is_default(self) -> bool:

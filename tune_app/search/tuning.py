@@ -115,7 +115,7 @@ def search(
         study.sampler = with_priors(sampler, expected, config.seed)
         if config.executor == "in-process":
             study.pruner = build_pruner(config.scheduler, config.steps)
-        trials = StudyTrials(study, space, base, run, ending)
+        trials = StudyTrials(study, space, base, run, ending, config.scheduler)
         try:
             executor.train(
                 trials,

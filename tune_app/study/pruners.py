@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from tune_app.run.trial_report import evaluation_steps, first_judged
+from tune_app.run.trial_report import RUNG_FACTOR, evaluation_steps, first_judged
 
 
 def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
@@ -14,7 +14,7 @@ def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
     match name:
         case "asha":
             return optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=first_judged(steps), reduction_factor=2
+                min_resource=first_judged(steps), reduction_factor=RUNG_FACTOR
             )
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=first - 1)

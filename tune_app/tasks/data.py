@@ -107,6 +107,9 @@ class TaskData:
     fingerprint: str  # sha256; equal only if every trial would see the same tokens and labels
     summary: DataSummary
     start: StartTokens = field(default_factory=StartTokens)
+    # So many of the judged rows, which come first there, are enough where nothing is decided; None:
+    # all are always taken.
+    glimpse: int | None = None
 
     @property
     def outputs(self) -> int:

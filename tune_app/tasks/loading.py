@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.trial_report import rows_of_a_glimpse
 from tune_app.tasks.base import Scale, Task
 from tune_app.tasks.data import Dataset, TaskData
 from tune_app.tasks.known import check_task, task_named
 from tune_app.tasks.readers import Reading, Texts, class_order, read_texts
-from tune_app.tasks.splits import Rows, sample, split_off
+from tune_app.tasks.splits import Rows, begin_with_sample, sample, split_off
 from tune_app.tasks.start_tokens import start_tokens
 from tune_app.tasks.stdlib_text import SPLITS
 from tune_app.tasks.summary import summarise
@@ -41,6 +42,8 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     notes += _notes_on_labels(task, splits, class_names)
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     judged = sample(splits["valid"], config.eval_rows, task.labels)
+    glimpse = rows_of_a_glimpse(len(judged.tokens))
+    judged = begin_with_sample(judged, glimpse, task.labels)
     datasets = {
         split: dataset(rows, class_names, scale, pad_id)
         for split, rows in (*splits.items(), ("judged", judged))
@@ -69,6 +72,7 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
         fingerprint=fingerprint,
         summary=summary,
         start=start,
+        glimpse=glimpse,
     )
 
 

@@ -64,6 +64,17 @@ def sample(rows: Rows, count: int, labels: Labels) -> Rows:
     """`count` of the rows, stratified by class; all of them if there are no more."""
     if len(rows.tokens) <= count:
         return rows
+    return rows.keep(_sampled(rows, count, labels))
+
+
+def begin_with_sample(rows: Rows, count: int, labels: Labels) -> Rows:
+    """The same rows, `sample(rows, count, labels)` before the others."""
+    first = _sampled(rows, count, labels)
+    return rows.keep([*first, *sorted(set(range(len(rows.tokens))) - set(first))])
+
+
+def _sampled(rows: Rows, count: int, labels: Labels) -> list[int]:
+    """Which rows the sample has."""
     strata: dict[Hashable, list[int]] = defaultdict(list)
     for i, stratum in enumerate(_stratum_of_row(rows, labels)):
         strata[stratum].append(i)
@@ -73,7 +84,7 @@ def sample(rows: Rows, count: int, labels: Labels) -> Rows:
         for name, known in strata.items()
         for i in sorted(known, key=lambda i: _rank(rows.tokens[i]))[: wanted[name]]
     ]
-    return rows.keep(sorted(chosen, key=lambda i: (_rank(rows.tokens[i]), i)))
+    return sorted(chosen, key=lambda i: (_rank(rows.tokens[i]), i))
 
 
 def _shares(sizes: dict[Hashable, int], count: int) -> dict[Hashable, int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
 import torch
@@ -28,12 +28,14 @@ EXPLODED = 10.0
 UNKNOWN_LOSS = 10.0
 
 
-def evaluation_batches(data: Dataset, batch_size: int, most: int | None = None) -> list[Batch]:
-    """The first `most` rows (None: all) of a split."""
+def evaluation_batches(
+    data: Dataset, batch_size: int, most: int | None = None, first: int = 0
+) -> list[Batch]:
+    """The rows of a split from the `first` (0) to the first `most` (None: all)."""
     rows = len(data) if most is None else min(most, len(data))
     return [
         data.batch(range(start, min(start + batch_size, rows)))
-        for start in range(0, rows, batch_size)
+        for start in range(first, rows, batch_size)
     ]
 
 
@@ -65,12 +67,21 @@ class TrainingRun:
         self.first_loss: float | None = None
         self.last_report: Report | None = None
 
-    def train(self, report: Callable[[Report], None], *, evaluate_on_the_way: bool = True) -> None:
+    def train(
+        self,
+        report: Callable[[Report], None],
+        *,
+        evaluate_on_the_way: bool = True,
+        deciding: Collection[int] | None = None,
+    ) -> None:
         """Trains from the current step to the last one; ends early if the loss diverges.
 
         `report` is called after every evaluation, when `state()` is consistent. A run that resumes
         from a checkpoint first repeats its last report, which may have been lost in a kill.
         reduce_lr_on_plateau is always evaluated on the way, because its schedule needs the losses.
+
+        deciding: the steps whose evaluations take all rows that trials are compared on; the others
+            take the few that `TaskData.glimpse` says. None: all do.
         """
         if self.last_report is not None:
             report(self.last_report)
@@ -82,21 +93,43 @@ class TrainingRun:
         looks = any(phase.scheduler == "reduce_lr_on_plateau" for phase in phases)
         if not evaluate_on_the_way and not looks:
             evaluations = evaluations[-1:]
-        valid = evaluation_batches(self.data.judged, EVALUATION_ROWS)
+        judged, glimpse = self.data.judged, self.data.glimpse
+        if looks or glimpse is None:
+            deciding = None
+        few = evaluation_batches(judged, EVALUATION_ROWS, glimpse)
+        others = evaluation_batches(judged, EVALUATION_ROWS, first=glimpse or len(judged))
         losses: list[float] = []
         while self.step < self.config.steps:
             self._begin_phase(self.step)
             batch = self.data.train.batch(self.order.indices(self.step))
             learning_rate = self.optimizer.param_groups[0]["lr"]
             losses.append(self._train_step(batch))
-            diverged = self._has_diverged(losses[-1])
+            # The mean, because a single batch may be ten times as hard as the first one.
+            diverged = self._has_diverged(sum(losses) / len(losses))
             if self.step in evaluations or diverged:
-                evaluation = self.model.evaluate(valid)
+                is_whole = diverged or deciding is None or self.step in deciding
+                rows = [*few, *others] if is_whole else few
+                evaluation = self.model.evaluate(rows)
                 diverged = diverged or self._has_diverged(evaluation.loss)
                 if isinstance(self.scheduler, ReduceLROnPlateau) and not diverged:
                     self.scheduler.step(evaluation.loss)
                 self.seconds = time.monotonic() - began
-                self.last_report = self._report(losses, evaluation, learning_rate, diverged)
+                metrics = self.model.usage.flat() | evaluation.metric
+                if deciding is not None:
+                    metrics["eval_rows"] = sum(len(batch.lengths_B) for batch in rows)
+                    metrics["glimpse_loss"] = evaluation.first_loss
+                cost = self._cost(evaluation, diverged)
+                self.last_report = Report(
+                    step=self.step,
+                    train_loss=sum(losses) / len(losses),
+                    eval_loss=evaluation.loss,
+                    objective=cost,
+                    learning_rate=learning_rate,
+                    tokens=self.tokens,
+                    seconds=self.seconds,
+                    diverged=diverged,
+                    metrics=metrics,
+                )
                 report(self.last_report)
                 losses = []
             if diverged:
@@ -128,26 +161,11 @@ class TrainingRun:
             self.first_loss = loss
         return loss > EXPLODED * self.first_loss
 
-    def _report(
-        self, losses: list[float], evaluation: Evaluation, learning_rate: float, diverged: bool
-    ) -> Report:
-        first_loss = UNKNOWN_LOSS if self.first_loss is None else self.first_loss
-        return Report(
-            step=self.step,
-            train_loss=sum(losses) / len(losses),
-            eval_loss=evaluation.loss,
-            objective=self._cost(evaluation, EXPLODED * first_loss if diverged else None),
-            learning_rate=learning_rate,
-            tokens=self.tokens,
-            seconds=self.seconds,
-            diverged=diverged,
-            metrics=self.model.usage.flat() | evaluation.metric,
-        )
-
-    def _cost(self, evaluation: Evaluation, exploded: float | None) -> float:
-        """What the search minimises. `exploded`: the loss that a diverged trial counts as."""
-        if exploded is not None:
-            return self.objective.penalty(exploded)
+    def _cost(self, evaluation: Evaluation, diverged: bool) -> float:
+        """What the search minimises."""
+        if diverged:
+            first_loss = UNKNOWN_LOSS if self.first_loss is None else self.first_loss
+            return self.objective.penalty(EXPLODED * first_loss)
         return self.objective.cost(self.objective.of(evaluation.loss, evaluation.metric))
 
     def state(self) -> bytes:

@@ -9,6 +9,7 @@ Parameters have the names and shapes of Petals' own classes, so that tuned promp
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ Runner = Callable[[Request], Answer]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss (see `Task.unit`), and the task's metrics by name."""
+    """The mean loss (see `Task.unit`), the task's metrics by name, and the mean loss of the first
+    batch alone."""
 
     loss: float
     metric: dict[str, float]
+    first_loss: float
 
 
 class PromptTunedModel(nn.Module):
@@ -96,17 +99,18 @@ class PromptTunedModel(nn.Module):
         rows: a list to which each row's sums are appended, as an evaluation of that row alone would
             give them, including its "loss"
         """
-        loss, sums = 0.0, Sums()
+        loss, sums, first_loss = 0.0, Sums(), math.nan
         for batch in batches:
             by_row: dict[int, Sums] | None = None if rows is None else {}
             answer = self.answer(self.request(batch, needs_grad=False, by_row=by_row))
             if rows is not None and by_row is not None:
                 rows += [by_row[row] for row in sorted(by_row)]
+            first_loss = answer.loss if math.isnan(first_loss) else first_loss
             loss += answer.loss * self.task.targets(batch.labels)
             for name, value in answer.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
         loss /= sums["targets"]
-        return Evaluation(loss, self.task.metrics(loss, sums))
+        return Evaluation(loss, self.task.metrics(loss, sums), first_loss)
 
     def answer(self, request: Request) -> Answer:
         """The runner's answer, counted in `usage`."""

@@ -88,7 +88,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
 
 def curves(results: Results) -> Figure | None:
     """The validation loss of every trial over its steps; how a trial ended marks its last point."""
-    history = results.history[results.history["eval_loss"].notna()]
+    history = _comparable(results.history[results.history["eval_loss"].notna()])
     searched = results.searched.set_index("trial")
     history = history[history["trial"].isin(searched.index)]
     if history.empty:
@@ -127,6 +127,20 @@ def curves(results: Results) -> Figure | None:
         yaxis={"title": {"text": "validation loss"}, "range": [low, high]},
         showlegend=True,
     )
+
+
+def _comparable(history: pd.DataFrame) -> pd.DataFrame:
+    """The history with all losses as over all rows that trials are compared on.
+
+    A loss over the few rows of an evaluation that decided nothing is moved by what the trial's
+    evaluations over all rows differ from their first few. A trial without one is left as it is.
+    """
+    if "glimpse_loss" not in history:
+        return history
+    whole = history["eval_rows"] == history["eval_rows"].max()
+    offsets = (history["eval_loss"] - history["glimpse_loss"]).where(whole)
+    moved = history["eval_loss"] + offsets.groupby(history["trial"]).transform("mean")
+    return history.assign(eval_loss=history["eval_loss"].where(whole | moved.isna(), moved))
 
 
 def importances(table: pd.DataFrame) -> Figure | None:

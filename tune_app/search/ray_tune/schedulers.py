@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from tune_app.run.trial_report import evaluation_steps, first_judged
+from tune_app.run.trial_report import RUNG_FACTOR, evaluation_steps, first_judged
 from tune_app.search.trial_job import job_of
 
 
@@ -61,7 +61,7 @@ def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
             time_attr="step",
             max_t=steps + 1,
             grace_period=first_judged(steps),
-            reduction_factor=2,
+            reduction_factor=RUNG_FACTOR,
         )
     if name == "median":
         first = evaluation_steps(steps)[0]
