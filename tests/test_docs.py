@@ -166,7 +166,7 @@ def reviews(home: Path) -> Path:
 def peer(home: Path) -> Iterator[str]:
     """An address of the swarm that the lines of your-swarm.md start, each with one block of two."""
     first, others = (line for line in lines_of("python -m tune_app.serve") if "--listen" in line)
-    ready = r"(?m)^blocks \S+  (\S+)$(?s:.*)Ctrl-C ends"
+    ready = r"(?m)^blocks \S+  (\S+)$(?s:.*)Ctrl-C to stop"
 
     def near(line: str, blocks: str) -> str:
         line = re.sub(r"--blocks \S+", f"--blocks {blocks} --device cpu", line)
@@ -258,7 +258,7 @@ def test_apply_runs(line: str, reviews: Path, monkeypatch, capsys) -> None:
 )
 def test_a_private_swarm_starts_and_names_the_search(line: str, home: Path) -> None:
     here = {"HOME": str(home)}
-    ready = r"(python -m tune_app\.search .*)\n(?s:.*)Ctrl-C ends the swarm"
+    ready = r"(python -m tune_app\.search .*)\n(?s:.*)Ctrl-C to stop the servers"
     with background(f"{line} --device cpu", home, ready, here) as said:
         assert parse_search_args(arguments(said[1])).peers
 
