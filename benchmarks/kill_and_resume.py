@@ -1,9 +1,10 @@
 """What a search that is killed again and again loses: nothing.
 
-    python -m benchmarks.kill_and_resume [--kills 20] [--seed 0]
+    python -m benchmarks.kill_and_resume [--kills 20] [--seed 0] [--backbone swarm]
 
-Searches on the demo model in process. At random moments one of these is killed with SIGKILL: the
-command, its trial host, a trial's actor, or Ray's gcs_server or raylet. A search that this ends is
+Searches on the demo model in process, or on a private swarm. At random moments one of these is
+killed with SIGKILL: the command, its trial host, a trial's actor, Ray's gcs_server or raylet, or on
+a swarm a server. A search that this ends is
 gone on with (--resume), until all trials have ended. Then `check_nothing_is_lost` holds the events,
 the Optuna study and trials.csv against each other. The moments follow from the seed as far as the
 machine's speed allows: a kill comes after so many reports, and a moment later.
@@ -40,6 +41,7 @@ TARGETS = {
     "raylet": "raylet",
     "gcs": "gcs_server",
     "command": "",
+    "server": "",  # of a private swarm
 }
 # Ray's agents look for a head that was killed for a minute before they go, and disturb nobody.
 LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -73,6 +75,10 @@ class Search:
         found = []
         for process in command.children(recursive=True):
             self._seen.add(process)
+            if target == "server":
+                if serves(process) and depth(process) == 1:
+                    found.append(process)
+                continue
             try:
                 name = process.cmdline()[0] if target in ("trial", "host") else process.name()
             except (psutil.Error, IndexError):
@@ -122,6 +128,20 @@ class Search:
         return found
 
 
+def serves(process: psutil.Process) -> bool:
+    """Whether it belongs to a private swarm's servers: their supervisor and all that it forks."""
+    try:
+        return any("server_process" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def depth(process: psutil.Process) -> int:
+    """0: the supervisor, 1: a server, 2: what a server has forked."""
+    parent = process.parent()
+    return 1 + depth(parent) if parent and serves(parent) else 0
+
+
 @dataclass(frozen=True)
 class Kill:
     """exit_code: of the command, if it was waited for; lasted_s: until its processes had ended."""
@@ -133,7 +153,9 @@ class Kill:
     lasted_s: float
 
 
-def kill_and_resume(run: Path, targets: Sequence[str], rng: random.Random) -> list[Kill]:
+def kill_and_resume(
+    run: Path, targets: Sequence[str], rng: random.Random, backbone: str = "local"
+) -> list[Kill]:
     """One search, in the new folder `run`, with a kill of each target in this order.
 
     A raylet belongs last: a search may do without it until its end. Fewer kills come back where the
@@ -141,16 +163,16 @@ def kill_and_resume(run: Path, targets: Sequence[str], rng: random.Random) -> li
     """
     moments = sorted(rng.randrange(TRIALS * EVALUATIONS * 3 // 4) for _ in targets)
     delays = [rng.uniform(0, 0.5) for _ in targets]
-    search, kills = _start(run), []
+    search, kills = _start(run, backbone), []
     for target, moment, delay in zip(targets, moments, delays, strict=True):
         while not search.wait_until(partial(_is_time, search, target, run, moment)):
             if search.wait() == 0:
                 return kills
-            search = _start(run)
+            search = _start(run, backbone)
         time.sleep(delay)
         kills.append(_kill(search, target, run, rng))
         if not search.runs and search.wait() != 0:
-            search = _start(run)
+            search = _start(run, backbone)
     code = search.wait()
     assert code == 0, search.process.stderr.read()
     search.check_nothing_is_left()
@@ -162,10 +184,11 @@ def _is_time(search: Search, target: str, run: Path, moment: int) -> bool:
     return reports(run) >= moment and bool(search.find(target))
 
 
-def _start(run: Path) -> Search:
+def _start(run: Path, backbone: str) -> Search:
     """The search in `run`: begun, or gone on with where there is anything to go on with."""
     begun = (run / "events.jsonl").exists()
-    return Search("--resume", str(run)) if begun else Search(*SHORT, "--out", str(run))
+    given = ["--resume", str(run)] if begun else [*SHORT, "--out", str(run)]
+    return Search(f"--backbone={backbone}", *given)
 
 
 def _kill(search: Search, target: str, run: Path, rng: random.Random) -> Kill:
@@ -241,13 +264,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="at least so many (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backbone", choices=["local", "swarm"], default="local")
     options = parser.parse_args(argv)
     rng, kills, searches = random.Random(options.seed), list[Kill](), 0
     with tempfile.TemporaryDirectory() as folder:
         while len(kills) < options.kills:
-            targets = [target for target in TARGETS if target != "raylet"]
+            targets = [target for target in TARGETS if target not in ("raylet", "server")]
+            targets += ["server"] if options.backbone == "swarm" else []
             rng.shuffle(targets)
-            found = kill_and_resume(Path(folder, str(searches)), [*targets, "raylet"], rng)
+            place = Path(folder, str(searches))
+            found = kill_and_resume(place, [*targets, "raylet"], rng, options.backbone)
             searches += 1
             for kill in found:
                 print(f"search {searches}: {kill}", flush=True)
@@ -255,7 +281,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n| killed | times | searches it ended | seconds until all its processes had ended |")
     print("| --- | --- | --- | --- |")
     for target in TARGETS:
-        of = [kill for kill in kills if kill.target == target]
+        if not (of := [kill for kill in kills if kill.target == target]):
+            continue
         fatal = [kill for kill in of if kill.exit_code not in (None, 0)]
         most = f"{max(kill.lasted_s for kill in fatal):.1f} at most" if fatal else ""
         print(f"| {target} | {len(of)} | {len(fatal)} | {most} |")

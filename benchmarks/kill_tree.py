@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.kill_and_resume import Search, check_events, reports
+from benchmarks.kill_and_resume import Search, check_events, depth, reports, serves
 
 _REPORTS = 6  # after a kill; more than trials that run at once
 TRIALS = 200  # never reached: the search is ended with its last kill
@@ -25,33 +25,43 @@ SHORT = ["--steps", "40", "--batch-size", "2", "--confirm", "0", "--scheduler", 
 SEARCH = ["--backbone=swarm", "--trials", str(TRIALS), "--concurrency", "4", *SHORT]
 
 
-def _is_supervisor(process: psutil.Process) -> bool:
-    parent = process.parent()
-    return _serves(process) and not (parent and _serves(parent))
-
-
-def _serves(process: psutil.Process) -> bool:
-    return any("server_process" in word for word in process.cmdline())
-
-
 def _p2pd_below(process: psutil.Process) -> psutil.Process:
     return next(child for child in process.children(recursive=True) if child.name() == "p2pd")
 
 
 def _server(search: Search) -> psutil.Process:
-    return next(child for child in _supervisor(search).children() if _serves(child))
+    return search.find("server")[0]
 
 
 def _supervisor(search: Search) -> psutil.Process:
-    below = psutil.Process(search.process.pid).children()
-    return next(process for process in below if _is_supervisor(process))
+    supervisor = _server(search).parent()
+    assert supervisor is not None
+    return supervisor
 
 
 def _handler(search: Search) -> psutil.Process:
     server = _server(search)
     dht = _p2pd_below(server).parent()
-    others = [child for child in server.children() if _serves(child) and child != dht]
+    others = [child for child in server.children() if serves(child) and child != dht]
     return others[0]
+
+
+def role_of(process: psutil.Process, command: psutil.Process) -> str:
+    """What a process below the command is for, in words."""
+    if process == command:
+        return "command"
+    name = (process.cmdline() or [process.name()])[0]
+    if name.startswith("ray::"):
+        return "trial host" if "TrialHost" in name else "trials' actors and idle workers"
+    parent = process.parent()
+    if process.name() == "p2pd":
+        owner = parent and parent.parent()
+        return "server's p2pd" if owner and serves(owner) else "host's p2pd"
+    if serves(process):
+        return ("supervisor", "server", "server's DHT and handlers")[min(2, depth(process))]
+    if parent and "TrialHost" in " ".join(parent.cmdline()[:1]):
+        return "host's DHT"
+    return process.name()
 
 
 def _host(search: Search) -> psutil.Process:

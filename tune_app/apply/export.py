@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tune_app.report.verdict import verdict
 from tune_app.run.events import RunState
 from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
-from tune_app.run.search_config import SearchConfig, TrialConfig, settings_with
+from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig, settings_with
 from tune_app.run.settings import Role
 from tune_app.tasks.base import Task
 from tune_app.tasks.known import task_named
@@ -39,9 +40,12 @@ def export_best(run: RunDir) -> Path | None:
 
     number = int(row["trial"])
     of = number if pd.isna(row["of"]) else int(row["of"])
-    state = torch.load(
-        run.checkpoint(number) / "state.pt", weights_only=True, map_location=torch.device("cpu")
-    )
+    file = run.checkpoint(number) / "state.pt"
+    try:
+        state = torch.load(file, weights_only=True, map_location=torch.device("cpu"))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{file}: cannot be read, so no prompts are exported: {reason}") from None
     settings = SearchConfig.from_yaml(run.search_yaml)
     begun = RunState.read(run).first
     assert begun is not None  # since a trial has finished

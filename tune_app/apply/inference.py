@@ -14,7 +14,7 @@ from typing import Any
 
 from tune_app.apply.generation import Sampling, chooser, continuation
 from tune_app.apply.logits import class_probabilities, row_scores
-from tune_app.apply.prompts_folder import About, read_weights
+from tune_app.apply.prompts_folder import ABOUT, About, read_weights
 from tune_app.backbones.packer import run_alone
 from tune_app.models.folder import end_tokens, model_folder, positions
 from tune_app.run.search_config import ConfigError, SearchConfig
@@ -118,6 +118,19 @@ class Prompts:
         return ids
 
 
+def _fill(model: PromptTunedModel, folder: Path) -> None:
+    """Raises ConfigError where the weights are not those that prompts.json describes."""
+    weights = read_weights(folder)
+    told = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
+    found = {name: [*tensor.shape] for name, tensor in weights.items()}
+    if told != found:
+        raise ConfigError(
+            f"{folder}: its weights are not those that {ABOUT} describes ({told}), got {found}; "
+            "copy the whole folder, or export it again."
+        )
+    model.load_state_dict(weights)
+
+
 @contextmanager
 def open_prompts(
     folder: Path, about: About, config: SearchConfig, *, progress: Callable[[str], None]
@@ -129,7 +142,7 @@ def open_prompts(
         # The initialisation does not matter, because the prompts are replaced immediately.
         trial = replace(about.config, init="normal", deep_init="normal")
         model = PromptTunedModel(backbone, run, task, task.outputs(about.class_names), trial)
-        model.load_state_dict(read_weights(folder))
+        _fill(model, folder)
         files = model_folder(config.model, config.revision)
         ends = frozenset({tokenizer.eos_token_id, *end_tokens(files)})
         yield Prompts(about, model, tokenizer, positions(files), ends)

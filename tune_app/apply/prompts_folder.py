@@ -23,8 +23,9 @@ from tune_app.models.folder import is_local
 from tune_app.models.identity import ModelIdentity
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
-from tune_app.run.typed import convert_fields
+from tune_app.run.typed import convert_fields, well_typed
 from tune_app.tasks.base import Scale
+from tune_app.tasks.known import TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -124,14 +125,28 @@ def read_about(folder: Path) -> About:
         document["class_names"] = tuple(document["class_names"])
         if document.get("scale") is not None:
             document["scale"] = Scale(**document["scale"])
+        odd = document.keys() - well_typed(About, document).keys()
+        if document["task"] not in TASKS:
+            odd.add("task")
+        if odd:
+            raise TypeError(", ".join(f"{name} is {document[name]!r}" for name in sorted(odd)))
         return About(**document)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / ABOUT}: was not written by tune_app: {error}.") from None
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error)[:300]
+        raise ConfigError(f"{folder / ABOUT}: was not written by tune_app: {reason}.") from None
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights by their names in `PromptTunedModel`, on the CPU."""
+    """The weights by their names in `PromptTunedModel`, on the CPU.
+
+    Raises ConfigError where they cannot be read."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    try:
+        weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{folder / WEIGHTS}: cannot be read: {error}.") from None
     return weights

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_app.models.folder import model_folder
+from tune_app.run.typed import fits
 
 # Where transformers looks for weights, in this order.
 WEIGHT_FILES = (
@@ -128,8 +129,11 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError(f"its header should have {length} bytes")
             header = json.loads(content.read(length))
             header.pop("__metadata__", None)
-            ends = [tensor["data_offsets"][1] for tensor in header.values()]
+            offsets = [tuple(tensor["data_offsets"]) for tensor in header.values()]
             shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+            if not all(fits(numbers, tuple[int, ...]) for numbers in (*offsets, *shapes.values())):
+                raise ValueError("its header has shapes or offsets that are no whole numbers")
+            ends = [end for _, end in offsets]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file} is damaged or not a safetensors file: {error}.") from error
     whole = 8 + length + max(ends, default=0)

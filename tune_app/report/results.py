@@ -16,6 +16,8 @@ from tune_app.report.confirmation import Evidence, confirmation
 from tune_app.run import test_rows
 from tune_app.run.events import RunState, SearchStarted, TrialState, WarmStarted
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.search_config import SearchConfig
+from tune_app.run.typed import convert_fields, fits
 from tune_app.tasks.known import TASKS
 from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective, always_the_most_frequent
 from tune_app.tasks.summary import DataSummary
@@ -259,7 +261,8 @@ def _numeric(frame: pd.DataFrame, names: list[str], integers: list[str]) -> pd.D
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
     for name in integers:
         if name in frame:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce").round().astype("Int64")
+            numbers = pd.to_numeric(frame[name], errors="coerce").astype(float).round()
+            frame[name] = numbers.where(numbers.abs() < 2**53).astype("Int64")
     return frame
 
 
@@ -268,7 +271,10 @@ def _settings(run: RunDir) -> dict[str, Any]:
         settings = yaml.safe_load(run.search_yaml.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return settings if isinstance(settings, dict) else {}
+    if not isinstance(settings, dict):
+        return {}
+    fine, _ = convert_fields(SearchConfig, settings)
+    return {name: value for name, value in settings.items() if name in fine}
 
 
 def _prompts(run: RunDir) -> dict[str, Any]:
@@ -276,7 +282,20 @@ def _prompts(run: RunDir) -> dict[str, Any]:
         about = json.loads(run.prompts_json.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return about if isinstance(about, dict) else {}
+    return about if fits(about, dict[str, Any]) and _says_how_good(about) else {}
+
+
+def _says_how_good(about: dict[str, Any]) -> bool:
+    """Whether the exported prompts' description has what is shown of it."""
+    metrics, config = about.get("metrics"), about.get("config")
+    return (
+        isinstance(metrics, dict)
+        and fits(metrics, dict[str, dict[str, float]])
+        and not {"test", "valid"}.isdisjoint(metrics)
+        and all(fits(about.get(name), int) for name in ("trial", "trained_as"))
+        and isinstance(config, dict)
+        and fits(config.get("seed"), int)
+    )
 
 
 def _metrics() -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
+from tune_app.run.typed import fits, well_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,12 @@ class Event:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Self:
-        """The event of a line. Raises KeyError, TypeError or ValueError if the line lacks what
-        this kind of event needs."""
+        """The event of a line; values that have not their field's type count as missing.
+
+        Raises KeyError, TypeError, ValueError or AttributeError if it lacks what its kind needs."""
         known = {f.name for f in fields(cls)}
         given = {k: v for k, v in line.items() if k in known and v is not None}
-        return cls(**cls._read(given, line))
+        return cls(**well_typed(cls, cls._read(given, line)))
 
     def _written(self, values: dict[str, Any]) -> dict[str, Any]:
         """The fields' values as they are written to JSON."""
@@ -252,14 +254,12 @@ _KINDS: dict[str, type[Event]] = {
 
 def event_from_json(line: Mapping[str, Any]) -> Event:
     """The event of a line."""
-    if not isinstance(line.get("time"), int | float):
+    if not fits(line.get("time"), float) or not math.isfinite(line["time"]):
         line = {**line, "time": math.nan}
     kind = _KINDS.get(line["event"], OtherEvent)
-    if issubclass(kind, TrialEvent) and not isinstance(line.get("trial"), int):
-        kind = OtherEvent
     try:
         return kind.from_json(line)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return OtherEvent(time=line["time"])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tune_app.run.run_dir import Status
+from tune_app.run.typed import fits, well_typed
 
 OBJECTIVE = "objective"  # name of the metric that the study minimises
 # Evaluations per trial: enough for early stopping and for a curve.
@@ -132,8 +133,8 @@ class Report:
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Report:
         """The report that `flat` gave, also by another version: unknown names are metrics, null is
-        NaN. Raises TypeError if there is no step."""
-        if not isinstance(values.get("step"), int):
+        NaN. What is no number is left out. Raises TypeError if there is no step."""
+        if not fits(values.get("step"), int):
             raise TypeError(f"a report has a step, got {values.get('step')!r}")
         own = {f.name for f in fields(cls)}
         known: dict[str, Any] = {}
@@ -143,7 +144,8 @@ class Report:
                 metrics |= value
             else:
                 (known if name in own else metrics)[name] = math.nan if value is None else value
-        return cls(**known, metrics=metrics)
+        known["metrics"] = {k: v for k, v in metrics.items() if fits(v, float | bool)}
+        return cls(**well_typed(cls, known))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import Field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,9 @@ class ConfigError(ValueError):
         if len(self.messages) == 1:
             return self.messages[0]
         return "\n".join(f"- {message}" for message in self.messages)
+
+
+_LARGEST = 10**18 - 1  # of whole numbers; pandas, SQLite and torch hold 64 bits
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:
@@ -85,7 +89,7 @@ def _to_bool(value: Any) -> bool:
 def _to_float(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"must be a finite number, got {value!r}.")
@@ -93,6 +97,13 @@ def _to_float(value: Any) -> float:
 
 
 def _to_int(value: Any) -> int:
+    number = _to_any_int(value)
+    if abs(number) > _LARGEST:
+        raise ValueError(f"must be a whole number of at most 18 digits, got {str(value)[:30]!r}.")
+    return number
+
+
+def _to_any_int(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     try:
@@ -109,6 +120,38 @@ def _whole(number: float) -> int:
     if not number.is_integer():
         raise ValueError
     return int(number)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read from JSON has this type: as it is, nothing is converted."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is tuple:
+        items = args[0] if args[1:] == (...,) else Any
+        return isinstance(value, tuple) and all(fits(item, items) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits(key, args[0]) and fits(item, args[1]) for key, item in value.items()
+        )
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    if hint is float:
+        return isinstance(value, float) or fits(value, int)
+    return isinstance(value, hint)
+
+
+def well_typed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values that have the types of the dataclass's fields of their names."""
+    hints = _hints(cls)
+    return {name: value for name, value in values.items() if fits(value, hints[name])}
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _to_str(value: Any) -> str:

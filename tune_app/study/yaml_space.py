@@ -154,7 +154,7 @@ class _Compiler:
         values, mistakes = convert_fields(TrialConfig, mapping, label=lambda name: f"{key}.{name}")
         self.messages += [f"{self.file}: {mistake}" for mistake in mistakes]
         scheduler = values.get("scheduler", "linear")
-        if scheduler not in SCHEDULER_ARGUMENTS:  # now, along with the other misspellings
+        if str(scheduler) not in SCHEDULER_ARGUMENTS:  # now, along with the other misspellings
             self.complain(f"{key}.scheduler", one_of(scheduler, SCHEDULER_ARGUMENTS))
         return values
 
@@ -166,7 +166,7 @@ class _Compiler:
         if not isinstance(spec, dict) or "space" not in spec:
             self.complain(where, f"must be {{space: KIND, ...}}, got {spec!r}.")
             return None
-        kind = spec["space"]
+        kind = str(spec["space"])
         if kind not in _KINDS:
             self.complain(f"{where}.space", one_of(kind, _KINDS))
             return None

@@ -1,0 +1,426 @@
+"""What the commands make of files that were damaged, cut short or written by somebody else.
+
+    python -m benchmarks.fuzz [--cases 2000] [--seed 0] [--only events,prompts]
+
+A run of a tiny model is made once. Then each case changes one of its files, a few bytes or a value
+somewhere in its structure, and gives the folder to the command that reads it. A command must come
+back within seconds with one of its exit codes; it must raise nothing, start no program, and the
+report must open every run. Some values try to get executed: tags of YAML, pickled calls, templates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.trained import flags
+from tune_app.apply import cli as apply
+from tune_app.models.checks import check_files
+from tune_app.report import cli as report
+from tune_app.run.search_config import ConfigError
+from tune_app.search import cli as search
+from tune_app.study.yaml_space import load_space
+from tune_app.train.cli import parse_train_args
+
+LONGEST_S = 30  # of one case; a busy machine takes up to a second
+SPACE = """\
+fixed: {weight_decay: 0.01}
+parameters:
+  lr: {space: loguniform, lower: 1.0e-4, upper: 1.0e-1}
+  scheduler:
+    space: choice
+    categories: [linear, polynomial]
+  power:
+    space: uniform
+    lower: 1.0
+    upper: 3.0
+    when: {scheduler: polynomial}
+  warmup_steps: {space: randint, lower: 0, upper: 5}
+enqueue: [{lr: 0.01, scheduler: linear, warmup_steps: 2}]
+"""
+
+
+class Bomb:
+    """Pickled, it is a call that leaves a file behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.file),)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The files that are changed. canary: what exists once anything of them was executed."""
+
+    run: Path
+    space: Path
+    model: Path
+    adapter: Path
+    canary: Path
+
+
+def make_base(folder: Path) -> Base:
+    run, space = folder / "run", folder / "space.yaml"
+    space.write_text(SPACE)
+    given = [*flags(folder), "--executor=in-process", "--trials=4", "--scheduler=none"]
+    given += ["--confirm=1", "--confirm-seeds=1", f"--space={space}", f"--out={run}"]
+    with quiet() as said:
+        code = search.main(given)
+    assert code == 0, said.getvalue()
+    adapter = folder / "adapter"  # as PEFT has it
+    adapter.mkdir()
+    for file in (run / "prompts").glob("adapter_*"):
+        shutil.copy(file, adapter)
+    return Base(run, space, folder / "tiny", adapter, folder / "canary")
+
+
+# ---------------------------------------------------------------------------------------- changes
+
+
+def odd_values(base: Base) -> list[Any]:
+    call = f"!!python/object/apply:os.mkdir ['{base.canary}']"
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    html = "</script><script>alert(1)</script>"
+    return [
+        None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, 1e-320,
+        float("nan"), float("inf"), "", " ", "a", "1", "nan", "\0", "\ud800", "\u2028", "x" * 10**5,
+        [], {}, [[]], [None], {"": None}, [1, "a", None], {"lr": {"lr": {}}}, "../../etc/passwd",
+        "/dev/zero", call, template, html, "%s%n", "1e-2",
+    ]  # fmt: skip
+
+
+def change_bytes(content: bytes, rng: random.Random) -> bytes:
+    """One to four small changes."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        to = min(len(data), at + rng.choice([1, 2, 8, 64, 1024]))
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at:to] = b""
+        elif kind == 1:
+            data[at:at] = rng.randbytes(rng.choice([1, 4, 32]))
+        elif kind == 2:
+            data[at:to] = bytes(to - at)
+        elif kind == 3:
+            data[at:at] = data[at:to] * rng.choice([1, 2, 50])
+        elif kind == 4 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 5:
+            del data[at:]
+    return bytes(data)
+
+
+def change_value(document: Any, rng: random.Random, odd: Sequence[Any]) -> Any:
+    """The document with one to three of its values, names or items changed."""
+    for _ in range(rng.randint(1, 3)):
+        places = list(_places(document))
+        if not places:
+            return rng.choice(odd)
+        inside, key = rng.choice(places)
+        kind = rng.randrange(5)
+        if kind == 0:
+            del inside[key]
+        elif kind == 1 and isinstance(inside, dict):
+            inside[rng.choice(["", "lr", "__class__", "event", "x" * 1000])] = inside.pop(key)
+        elif kind == 2:
+            inside[key] = [inside[key]] if rng.random() < 0.5 else {"value": inside[key]}
+        elif kind == 3 and isinstance(inside, list):
+            inside.insert(rng.randrange(len(inside) + 1), inside[key])
+        else:
+            inside[key] = rng.choice(odd)
+    return document
+
+
+def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in list(items):
+        yield document, key
+        if isinstance(value, dict | list):
+            yield from _places(value)
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document).encode("utf-8", "surrogatepass")
+
+
+def _yaml(document: Any) -> bytes:
+    text = yaml.safe_dump(document, sort_keys=False)
+    return text.replace("'!!python", "!!python").encode("utf-8", "surrogatepass")  # now it is a tag
+
+
+class Changes:
+    """Changed contents of a file of some format."""
+
+    def __init__(self, base: Base, rng: random.Random) -> None:
+        self.base, self.rng, self.odd = base, rng, odd_values(base)
+
+    def _bytes_or(self, content: bytes, structured: Callable[[], bytes]) -> bytes:
+        if self.rng.random() < 0.4:
+            return change_bytes(content, self.rng)
+        try:
+            return structured()
+        except (RecursionError, ValueError, TypeError, yaml.YAMLError):  # not to be written so
+            return change_bytes(content, self.rng)
+
+    def json(self, content: bytes) -> bytes:
+        return self._bytes_or(
+            content, lambda: _json(change_value(json.loads(content), self.rng, self.odd))
+        )
+
+    def yaml(self, content: bytes) -> bytes:
+        return self._bytes_or(
+            content, lambda: _yaml(change_value(yaml.safe_load(content), self.rng, self.odd))
+        )
+
+    def lines(self, content: bytes) -> bytes:
+        def structured() -> bytes:
+            lines = content.splitlines(keepends=True)
+            for _ in range(self.rng.randint(1, 3)):
+                at = self.rng.randrange(len(lines))
+                event = change_value(json.loads(lines[at]), self.rng, self.odd)
+                lines[at] = _json(event) + b"\n"
+            if self.rng.random() < 0.2:
+                self.rng.shuffle(lines)
+            return b"".join(lines)
+
+        return self._bytes_or(content, structured)
+
+    def safetensors(self, content: bytes) -> bytes:
+        def structured() -> bytes:
+            length = int.from_bytes(content[:8], "little")
+            document = json.loads(content[8 : 8 + length])
+            header = _json(change_value(document, self.rng, self.odd))
+            told = len(header) if self.rng.random() < 0.8 else self.rng.choice([0, 7, 2**40, 2**63])
+            return told.to_bytes(8, "little") + header + content[8 + length :]
+
+        return self._bytes_or(content, structured)
+
+    def pickle(self, content: bytes) -> bytes:
+        if self.rng.random() < 0.1:
+            return pickle.dumps(Bomb(self.base.canary))
+        return change_bytes(content, self.rng)
+
+
+# ---------------------------------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True)
+class Target:
+    """files: patterns below the base's folder that is copied
+    change: the name of the method of `Changes` that changes one of them
+    give: the folder to whoever reads it; its exit code
+    codes: that are right
+    """
+
+    folder: str
+    files: str
+    change: str
+    give: Callable[[Path], int]
+    codes: tuple[int, ...] = (0, 2)
+
+
+def _report(run: Path) -> int:
+    return report.main([str(run)])
+
+
+def _apply(folder: Path) -> int:
+    texts = folder / "texts.txt"
+    texts.write_text("wing nest\nfin water\n")
+    return apply.main([str(folder), "--input", str(texts), "--quiet"])
+
+
+def _apply_changed_weights(folder: Path) -> int:
+    """As if the folder's maker had changed them: their checksum is right."""
+    about = folder / "prompts.json"
+    document = json.loads(about.read_text())
+    weights = (folder / "prompts.safetensors").read_bytes()
+    about.write_text(json.dumps(document | {"weights_sha256": sha256(weights).hexdigest()}))
+    return _apply(folder)
+
+
+def _export(run: Path) -> int:
+    shutil.rmtree(run / "prompts", ignore_errors=True)
+    return _apply(run)
+
+
+def _resume(run: Path) -> int:
+    return search.main(["--resume", str(run), "--trials=4", "--confirm=0", "--quiet"])
+
+
+def _or_2(work: Callable[[], Any]) -> int:
+    try:
+        work()
+    except ConfigError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def _space(folder: Path) -> int:
+    def work() -> None:
+        space = load_space(str(folder / "space.yaml"))
+        space.describe()
+        space.sample(3, 0)
+
+    return _or_2(work)
+
+
+def _best(run: Path) -> int:
+    return _or_2(lambda: parse_train_args([f"--config={run / 'best.yaml'}"]))
+
+
+def _model(folder: Path) -> int:
+    return 2 if check_files(folder) else 0
+
+
+TARGETS = {
+    "events": Target("run", "events.jsonl", "lines", _report, (0,)),
+    "settings": Target("run", "search.yaml", "yaml", _report, (0,)),
+    "study": Target("run", "study.db", "pickle", _report, (0,)),
+    "page": Target("run", "prompts/prompts.json", "json", _report, (0,)),
+    "rows": Target("run", "trials/*/test_rows.npz", "pickle", _report, (0,)),
+    "resume": Target("run", "s[ep]a[rc][ce]*.yaml", "yaml", _resume),
+    "resume-events": Target("run", "events.jsonl", "lines", _resume, (0, 1, 2)),
+    "checkpoint": Target("run", "trials/*/checkpoint/state.pt", "pickle", _export),
+    "best": Target("run", "best.yaml", "yaml", _best),
+    "space": Target("space", "space.yaml", "yaml", _space),
+    "prompts": Target("run/prompts", "prompts.json", "json", _apply),
+    "weights": Target(
+        "run/prompts", "prompts.safetensors", "safetensors", _apply_changed_weights
+    ),
+    "adapter": Target("adapter", "adapter_*", "safetensors", _apply, (2,)),
+    "model": Target("tiny", "*.safetensors", "safetensors", _model),
+    "model-config": Target("tiny", "config.json", "json", _model),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ cases
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """What is printed meanwhile."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield said
+
+
+class _TooLong(BaseException):  # no `except Exception` hides it
+    pass
+
+
+_STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
+_started: list[str] = []
+
+
+def _listen(event: str, args: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" or event in _STARTS:
+        _started.append(f"{event} {args[:2]}")
+
+
+def _alarm(*_: object) -> None:
+    raise _TooLong
+
+
+def one_case(base: Base, target: Target, folder: Path, changes: Changes) -> str | None:
+    """What is wrong with what the command did; None if nothing is."""
+    source = base.space if target.folder == "space" else base.run.parent / target.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    if source.is_dir():
+        shutil.copytree(source, folder)
+    else:
+        folder.mkdir()
+        shutil.copy(source, folder)
+    file = changes.rng.choice(sorted(folder.glob(target.files)))
+    file.write_bytes(getattr(changes, target.change)(file.read_bytes()))
+    _started.clear()
+    before = signal.signal(signal.SIGALRM, _alarm)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        with quiet() as said:
+            code = target.give(folder)
+    except _TooLong:
+        return f"takes longer than {LONGEST_S} s\n{traceback.format_exc()}"
+    except (Exception, SystemExit):
+        return traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if base.canary.exists():
+        base.canary.rmdir()
+        return "what was in the file was executed"
+    if _started:
+        return f"started {_started[0]}"
+    if "Traceback" in said.getvalue():
+        return said.getvalue()
+    return None if code in target.codes else f"exit code {code}\n{said.getvalue()}"
+
+
+def fuzz(
+    base: Base, names: Sequence[str], cases: int, seed: int, found: Callable[[str, int, str], None]
+) -> Counter[str]:
+    """So many cases of each target; `found` is told the target, the case and what is wrong.
+
+    Returns how many cases of each target went wrong. A case follows from target, seed and number.
+    """
+    wrong: Counter[str] = Counter()
+    sys.addaudithook(_listen)
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            for case in range(cases):
+                changes = Changes(base, random.Random(f"{name} {seed} {case}"))
+                said = one_case(base, TARGETS[name], Path(place, "case"), changes)
+                if said is not None:
+                    wrong[name] += 1
+                    found(name, case, said)
+    return wrong
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--cases", type=int, default=2000, help="of each target (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help=f"of {', '.join(TARGETS)}; comma-separated")
+    options = parser.parse_args(argv)
+    names = options.only.split(",") if options.only else list(TARGETS)
+    seen: set[str] = set()  # one of a kind is enough to read
+
+    def found(name: str, case: int, said: str) -> None:
+        kind = "\n".join(said.strip().splitlines()[-3:])
+        if kind[:200] not in seen:
+            seen.add(kind[:200])
+            print(f"--- {name}, case {case}\n{said.strip()[-1500:]}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_base(Path(folder))
+        total = 0
+        for name in names:
+            wrong = fuzz(base, [name], options.cases, options.seed, found)[name]
+            print(f"{name}: {options.cases} cases, {wrong} wrong", flush=True)
+            total += wrong
+    return int(total > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
