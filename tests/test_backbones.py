@@ -207,6 +207,17 @@ def test_petals_requests_are_counted(swarm):
 
 
 @pytest.mark.swarm
+def test_each_trial_of_a_pack_counts_the_requests_of_that_pack(swarm):
+    requests = [make_trial(swarm, spec).request() for spec in MIXED[:2]]
+    parts = [Part(i, slice(0, request.rows)) for i, request in enumerate(requests)]
+    before = swarm.traffic.requests
+    answers = run_pack(swarm, requests, parts)
+    assert swarm.traffic.requests == before + 2  # one forward, one backward
+    for answer in answers:
+        assert (answer.packs.packs, answer.packs.requests, answer.packs.retries) == (1, 2, 0)
+
+
+@pytest.mark.swarm
 def test_an_unreachable_swarm_says_so(tmp_path):
     from tune_app.backbones.swarm import SwarmBackbone
 

@@ -11,7 +11,7 @@ import pytest
 from tune_app.run.events import RunState, TrialReported, TrialRetried
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report
-from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.search.stop_conditions import StopConditions, interruptible
 
 
 def report(trial: int, step: int, tokens: int = 0) -> TrialReported:
@@ -23,7 +23,7 @@ def failure(trial: int, *, machines: bool) -> TrialRetried:
 
 
 def test_token_budget_counts_the_whole_run() -> None:
-    ending = Ending(SearchConfig(token_budget=1000))
+    ending = StopConditions(SearchConfig(token_budget=1000))
     ending.begin(RunState.of([report(0, 5, tokens=200), report(0, 10, tokens=400)]))
     ending.listen(report(1, 5, tokens=500))
     assert not ending()
@@ -38,7 +38,7 @@ def test_token_budget_counts_the_whole_run() -> None:
 
 
 def test_time_budget_runs_from_the_first_trial() -> None:
-    ending = Ending(SearchConfig(time_budget=0.05))
+    ending = StopConditions(SearchConfig(time_budget=0.05))
     time.sleep(0.1)
     assert not ending()
     ending.begin(RunState())
@@ -49,7 +49,7 @@ def test_time_budget_runs_from_the_first_trial() -> None:
 
 
 def test_machines_are_dead_where_a_trial_fails_again_and_none_gets_on() -> None:
-    ending = Ending(SearchConfig())
+    ending = StopConditions(SearchConfig())
     ending.listen(report(0, 5))
     ending.listen(failure(0, machines=True))
     ending.listen(failure(1, machines=True))
@@ -62,7 +62,7 @@ def test_machines_are_dead_where_a_trial_fails_again_and_none_gets_on() -> None:
 
 
 def test_failures_between_which_a_trial_gets_on_end_nothing() -> None:
-    ending = Ending(SearchConfig())
+    ending = StopConditions(SearchConfig())
     for step in range(1, 5):
         ending.listen(failure(0, machines=True))
         ending.listen(report(1, step))
@@ -71,7 +71,7 @@ def test_failures_between_which_a_trial_gets_on_end_nothing() -> None:
 
 
 def test_errors_of_the_trials_themselves_end_nothing() -> None:
-    ending = Ending(SearchConfig())
+    ending = StopConditions(SearchConfig())
     for _ in range(4):
         ending.listen(failure(0, machines=False))
 
@@ -80,7 +80,7 @@ def test_errors_of_the_trials_themselves_end_nothing() -> None:
 
 def test_a_second_hang_up_ends_nothing_more() -> None:
     """A shell passes on the one that its terminal has sent to the search as well."""
-    ending = Ending(SearchConfig())
+    ending = StopConditions(SearchConfig())
     with interruptible(ending, lambda _: None):
         os.kill(os.getpid(), signal.SIGHUP)
         assert ending()
@@ -89,7 +89,7 @@ def test_a_second_hang_up_ends_nothing_more() -> None:
 
 
 def test_under_nohup_nothing_is_hung_up() -> None:
-    ending = Ending(SearchConfig())
+    ending = StopConditions(SearchConfig())
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruptible(ending, lambda _: None):
@@ -102,7 +102,7 @@ def test_under_nohup_nothing_is_hung_up() -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_ends_second_one_leaves(signum: signal.Signals) -> None:
-    ending, said = Ending(SearchConfig()), []
+    ending, said = StopConditions(SearchConfig()), []
     before = signal.getsignal(signum)
     with interruptible(ending, said.append):
         os.kill(os.getpid(), signum)
@@ -116,7 +116,7 @@ def test_first_signal_ends_second_one_leaves(signum: signal.Signals) -> None:
 
 
 def test_ctrl_c_after_a_budget_ends_the_confirmation_too() -> None:
-    ending = Ending(SearchConfig(token_budget=1))
+    ending = StopConditions(SearchConfig(token_budget=1))
     ending.listen(report(0, 1, tokens=5))
     assert not ending.urgent
     ending.interrupt(signal.SIGINT)

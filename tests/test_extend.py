@@ -78,10 +78,13 @@ def test_a_finished_run_is_extended_even_where_its_files_were_cut_off(
     ("changed", "said"),
     [
         (["--space=deep"], "--space: lr: loguniform 0.001 to 0.1, now"),
-        (["--model={other}"], "--model: differs from what the run began with (demo, now"),
-        (["--train={train}"], "--train: differs from what the run began with (None, now"),
-        (["--steps=9"], "--steps: differs from what the run began with (6, now 9)"),
-        (["--dtype=bfloat16"], "--dtype: differs from what the run began with (float32, now"),
+        (["--model={other}"], "--model: must stay as the run started; it started with demo, got"),
+        (["--train={train}"], "--train: must stay as the run started; it started with None, got"),
+        (["--steps=9"], "--steps: must stay as the run started; it started with 6, got 9"),
+        (
+            ["--dtype=bfloat16"],
+            "--dtype: must stay as the run started; it started with float32, got",
+        ),
     ],
 )
 def test_what_makes_trials_incomparable_is_refused(

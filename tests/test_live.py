@@ -262,12 +262,12 @@ def test_the_token_command_runs() -> None:
 _CTRL_C = """
 import sys, time
 from tune_app.run.search_config import SearchConfig
-from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.search.stop_conditions import StopConditions, interruptible
 from tune_app.search.live import LiveView
 from tune_app.run.events import event_from_json
 from tune_app.run.run_dir import RunDir
 config = SearchConfig()
-ending = Ending(config)
+ending = StopConditions(config)
 with LiveView(config, RunDir(sys.argv[1])) as live, interruptible(ending, live.say):
     live.listen(event_from_json({"event": "search_started", "metric": "accuracy", "sampled": []}))
     while ending.reason is None:

@@ -146,9 +146,15 @@ def test_results_say_what_changed(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--trials=9"], "--trials: a population keeps its size; the run began with 6, now 9."),
-        (["--scheduler=asha"], "--scheduler: a population (pbt) goes on as one"),
-        (["--scheduler=none", "--allow-changed-space"], "--scheduler: a population (pbt)"),
+        (
+            ["--trials=9"],
+            "--trials: a population (pbt) keeps its size; this run started with 6, got 9.",
+        ),
+        (["--scheduler=asha"], "--scheduler: cannot switch to or from pbt"),
+        (
+            ["--scheduler=none", "--allow-changed-space"],
+            "--scheduler: cannot switch to or from pbt",
+        ),
     ],
 )
 def test_what_a_population_cannot_become(

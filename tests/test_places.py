@@ -106,7 +106,7 @@ def test_a_study_that_is_held_is_waited_for_then_one_line(
     monkeypatch.setattr(cli, "check_everything", searches)
     assert cli.main(["--executor=in-process"]) == 1
     said = capsys.readouterr().err
-    assert "held by another process" in said
+    assert "Another process locked the study" in said
     assert "Traceback" not in said
     holder.rollback()
     assert study.ask().number == 0  # nothing is lost
@@ -153,7 +153,7 @@ def test_a_full_disk_takes_no_answer_and_each_lost_file_is_named(
 
     said = capsys.readouterr()
     assert "the documented default has finished. It reaches loss" in " ".join(said.out.split())
-    named = re.findall(r"^not written: (\S+): .*File too large", said.err, re.MULTILINE)
+    named = re.findall(r"^could not be written: (\S+): .*File too large", said.err, re.MULTILINE)
     assert sorted(named) == sorted(lost)
     assert "Traceback" not in said.err
     there = {p.relative_to(run.path).parts[0] for p in run.path.rglob("*") if p.is_file()}
@@ -181,7 +181,7 @@ def test_a_run_is_found_and_gone_on_with_from_any_folder(
     assert cli.main(["--resume=run", "--trials=3", "--train=copy.csv"]) == 0
     (tmp_path / "copy.csv").write_text((data / "train.csv").read_text() + "one more,bird\n")
     assert cli.main(["--resume=run", "--trials=4", "--train=copy.csv"]) == 2
-    assert "the data have changed since the run began" in capsys.readouterr().err
+    assert "the data have changed since the run started" in capsys.readouterr().err
     assert load(run).trials["status"].tolist() == ["finished"] * 3
 
     assert apply.main(["run", "--evaluate", "--quiet"]) == 0

@@ -15,7 +15,7 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.ray_tune.callback import RecordsTrials
-from tune_app.search.ray_tune.trainable import MachinesFailed, TrialFailed
+from tune_app.search.ray_tune.trainable import InfrastructureFailed, TrialFailed
 from tune_app.search.recorder import Recorder
 from tune_app.search.trial_job import JOB, REPORT, TrialJob, job_of
 
@@ -122,7 +122,7 @@ def test_started_again_after_a_failure_it_is_the_same_trial(search: Search) -> N
 @pytest.mark.parametrize(
     ("error", "reason", "machines"),
     [
-        (MachinesFailed("the trial host died"), "the trial host died", True),
+        (InfrastructureFailed("the trial host died"), "the trial host died", True),
         (RayActorError(), "the process of the trial died", True),
         (
             TrialFailed("Traceback ...\nValueError: no such label"),

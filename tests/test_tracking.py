@@ -13,6 +13,7 @@ import pytest
 from pages import lines_of
 from shell import background, shell
 
+import tune_app
 from benchmarks.relay import free_port
 from tune_app.run.events import TrialEnded, TrialReported, TrialStarted
 from tune_app.run.run_dir import RunDir, Status
@@ -48,6 +49,26 @@ def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     said = shell(f"{offline}\n{line} {small}", folder)
     assert f"{server}, experiment first" in said
     return RunDir(folder / "runs" / "first")
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A search without Ray, with W&B."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        run = tune_app.run_search(
+            executor="in-process",
+            backbone="local",
+            wandb=PROJECT,
+            trials=2,
+            steps=2,
+            batch_size=2,
+            eval_rows=8,
+            confirm=0,
+            scheduler="none",
+            out=tmp_path_factory.mktemp("in-process") / "run",
+        )
+    return RunDir(run.path)
 
 
 def reports(run: RunDir, trial: int) -> list[dict[str, Any]]:
@@ -87,9 +108,17 @@ def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: R
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
-    found = {}
     (sync,) = lines_of("wandb sync")  # takes the folders that the search has left
-    for file in run.path.parents[1].glob(f"{sync.split()[-1]}/*.wandb"):
+    check_wandb(run, run.path.parents[1].glob(f"{sync.split()[-1]}/*.wandb"))
+
+
+def test_wandb_follows_a_search_without_ray(in_process: RunDir) -> None:
+    check_wandb(in_process, in_process.path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def check_wandb(run: RunDir, files: Iterator[Path]) -> None:
+    found = {}
+    for file in files:
         records = list(wandb_records(file))
         begun = next(r.run for r in records if r.WhichOneof("record_type") == "run")
         found[begun.display_name] = (begun, records)
@@ -104,7 +133,7 @@ def test_wandb_has_every_trial_with_its_curve_offline(run: RunDir) -> None:
         ]
         config = {item.key: item.value_json for item in begun.config.update}
 
-        assert (begun.project, begun.run_group) == (PROJECT, "first")
+        assert (begun.project, begun.run_group) == (PROJECT, run.path.name)
         assert json.loads(config["scheduler"]) in ("linear", "cosine", "constant_with_warmup")
         assert {row["_step"]: row["eval_loss"] for row in rows} == losses(run, trial)
 
@@ -152,7 +181,7 @@ def test_an_mlflow_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPat
 
     (message,) = refused(mlflow="http://127.0.0.1:9")  # nobody listens there
 
-    assert message.startswith("--mlflow: no MLflow answers at 'http://127.0.0.1:9': ")
+    assert message.startswith("--mlflow: no answer from 'http://127.0.0.1:9': ")
 
 
 def test_wandb_without_an_account_is_refused(
@@ -181,7 +210,7 @@ def test_a_server_that_dies_does_not_end_the_search(
         listen(TrialEnded(trial=3, status=Status.FINISHED))
 
     assert len(said) == 1
-    assert said[0].startswith("MLflow takes no more results, the search continues without: ")
+    assert said[0].startswith("MLflow failed; the search continues without it: ")
 
 
 def test_trials_that_nobody_ended_are_told_as_interrupted() -> None:

@@ -20,11 +20,13 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_steps
+from tune_app.search.executor import Stage
 from tune_app.search.ray_tune import cluster, executor
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.serve.connection import Connection
 from tune_app.study.pruners import build_pruner
+from tune_app.study.yaml_space import load_space
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,10 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
     config = SearchConfig()
     recorder = Ends()
     with cluster._ray(config):
-        executor._fit(
-            config,
-            RunDir(tmp_path),
-            cluster.Cluster([], Connection(), {}, 0, "", lambda: None),
-            name="search",
-            trials=30,
-            searcher=Numbers(),
-            scheduler=build_trial_scheduler("none", steps=1),
-            callbacks=[recorder],
-            stopping=lambda: False,
-            at_once=4,
-        )
+        hosts = cluster.Cluster([], Connection(), {}, 0, "", lambda: None)
+        trials = executor.RayTune(config, load_space("default"), RunDir(tmp_path), hosts)
+        stage = Stage("search", count=30, at_once=4, scheduler="none", stopping=lambda: False)
+        trials._tuner(stage, Numbers(), build_trial_scheduler("none", steps=1), recorder).fit()
         actors = ray._private.state.actors()
     assert recorder.ended == 30
     assert len(actors) <= 4  # of all, also of those that ended before they had begun

@@ -49,7 +49,7 @@ WRONG = {
     "--tuning-mode deep": "--tuning-mode: must be one of",
     "--dtype float": "--dtype: must be one of",
     "--device gpu": "--device: must be cpu, cuda",
-    f"{LOCAL} --device cuda:7": "--device: cuda:7 is not there",
+    f"{LOCAL} --device cuda:7": "--device: there is no cuda:7",
     "--quiet --verbose": "--quiet: contradicts --verbose",
     "stray": "settings are given as flags",
     "--allow-changed-space": "only with --resume",
@@ -58,7 +58,7 @@ WRONG = {
     # swarms
     "--peers somewhere": "--peers: must be multiaddresses",
     f"--peers {PEER.replace('127.0.0.1', '300.0.0.1')}": "--peers: must be multiaddresses",
-    f"--peers {PEER}": "--peers: nobody answers",
+    f"--peers {PEER}": "--peers: no answer",
     f"{LOCAL} --peers {PEER}": "--peers: only with --backbone swarm",
     "--request-tokens 40": "--request-tokens: only with --peers",
     # folders

@@ -27,7 +27,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.executor import open_executor
 from tune_app.search.live import LiveView
-from tune_app.search.stop_conditions import Ending
+from tune_app.search.stop_conditions import StopConditions
 from tune_app.search.tuning import whole_search
 from tune_app.study.storage import STUDY_NAME, check_study, open_storage
 
@@ -170,12 +170,12 @@ def _searched(config: SearchConfig, space: Any) -> Run:
         died.set()
         _thread.interrupt_main()  # it waits for Ray
 
-    live, ending = LiveView(config, run, sys.stdout), Ending(config)
+    view, stop = LiveView(config, run, sys.stdout), StopConditions(config)
     try:
         with open_executor(
-            config, space, run, progress=live.progress, say=live.say, ray_died=ray_died
+            config, space, run, progress=view.progress, say=view.say, ray_died=ray_died
         ) as executor:
-            whole_search(config, space, run, executor, live, ending)
+            whole_search(config, space, run, executor, view, stop)
     except KeyboardInterrupt:
         if died.is_set():
             raise SearchFailed(
@@ -185,8 +185,8 @@ def _searched(config: SearchConfig, space: Any) -> Run:
     export_best(run)
     write_all(run)
     counts = load(run).counts
-    if ending.exit_code == 1 or set(counts) == {Status.FAILED}:
-        reason = ending.reason or "all trials have failed; trials.csv has the reasons"
+    if stop.exit_code == 1 or set(counts) == {Status.FAILED}:
+        reason = stop.reason or "all trials have failed; trials.csv has the reasons"
         raise SearchFailed(f"{reason}; the run is in {run.path}")
     return Run(run.path)
 

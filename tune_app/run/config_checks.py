@@ -145,9 +145,7 @@ def _check_run(config: SearchConfig) -> list[str]:
             f"--storage: must be a URL such as sqlite:////folder/study.db, got {config.storage!r}."
         )
     if config.executor == "in-process":
-        needs_ray = {
-            name: getattr(config, name) for name in ("address", "hosts", "mlflow", "wandb")
-        }
+        needs_ray = {name: getattr(config, name) for name in ("address", "hosts")}
         needs_ray["scheduler"] = "pbt" if config.scheduler == "pbt" else None
         messages += [
             f"--{name}: needs Ray, got {value!r} with --executor in-process."

@@ -1,4 +1,4 @@
-"""All that can be wrong with a search, found before anything starts and reported together."""
+"""Finds all mistakes in a search's settings before anything starts, and reports them together."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PEER_TIMEOUT_S = 5.0
 
 
 def check_everything(config: SearchConfig, *, needs_data: bool = True) -> SearchSpace:
-    """The search's space, once all of the config is found to be usable.
+    """The search's space, if the whole config can be used.
 
-    needs_data: whether the data of the search are to be read, which prompts can do without
-    Raises ConfigError with every mistake.
+    needs_data: whether the search's data will be read; to apply prompts they are not needed
+    Raises ConfigError with all mistakes.
     """
     messages = check_search_config(config) + check_task(config, needs_data=needs_data)
     if config.backbone == "swarm":
@@ -66,11 +66,11 @@ def check_everything(config: SearchConfig, *, needs_data: bool = True) -> Search
 
 
 def _check_device(config: SearchConfig) -> list[str]:
-    """Whether a device that was asked for is there; on other machines only their hosts know."""
+    """Whether the requested device exists; on other machines only their hosts can tell."""
     kind, _, number = (config.device or "cpu").partition(":")
     if kind not in ("cuda", "mps") or config.address is not None:
         return []
-    import torch  # seconds, for those alone who name such a device
+    import torch  # takes seconds, so only if such a device is requested
 
     if kind == "mps":
         found = int(torch.backends.mps.is_available())
@@ -78,15 +78,15 @@ def _check_device(config: SearchConfig) -> list[str]:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found > int(number or 0):
         return []
-    there = f"this machine has {found} of them" if found else "this machine has none"
-    return [f"--device: {config.device} is not there, {there}; leave it out, or give cpu."]
+    there = f"this machine has {found}" if found else "this machine has none"
+    return [f"--device: there is no {config.device} ({there}); leave it out, or give cpu."]
 
 
 def _load_space(config: SearchConfig) -> SearchSpace:
     """The space that the config names.
 
-    Where a run that is resumed began with a space that comes with tune_app, its own copy holds:
-    another version may come with other ranges.
+    If a resumed run started with a space that comes with tune_app, the run's copy is used, because
+    another version may have other ranges.
     """
     if config.resume is not None and config.space in shipped_spaces():
         run = RunDir(config.resume)
@@ -99,68 +99,68 @@ def _load_space(config: SearchConfig) -> SearchSpace:
 
 
 def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> list[str]:
-    """What differs from the run that is gone on with, where its trials would not compare."""
-    if not run.search_yaml.is_file():  # it was killed before its first trial
+    """Differences from the resumed run that would make its trials incomparable."""
+    if not run.search_yaml.is_file():  # the run was killed before its first trial
         return []
     before, config = SearchConfig.from_yaml(run.search_yaml).anchored(), config.anchored()
     messages = [
-        f"--{name.replace('_', '-')}: differs from what the run began with "
-        f"({getattr(before, name)}, now {getattr(config, name)})."
+        f"--{name.replace('_', '-')}: must stay as the run started; it started with "
+        f"{getattr(before, name)}, got {getattr(config, name)}."
         for name in settings_with(Role.SAME)
         if getattr(before, name) != getattr(config, name)
         and not (name in SPLITS and getattr(before, name) and getattr(config, name))
-    ]  # data under another name are the same if their fingerprint is: `check_same_data`
+    ]  # data may have another name if their fingerprint is the same: see `check_same_data`
     population = _check_same_population(before, config)
     if before.objective != config.objective:
         population.append(
-            f"--objective: the study holds {before.objective}, now {config.objective}; start a new "
-            "run with another --out."
+            f"--objective: must stay as the run started; it started with {before.objective}, got "
+            f"{config.objective}. Start a new run with another --out."
         )
     old_space = load_space(str(run.space_yaml)).within(before)
     messages += [f"--space: {change}." for change in old_space.difference(space)]
     if config.allow_changed_space:
         return population + [
-            f"--space: Optuna cannot use the old trials, because {name} has other choices or is "
-            "of another kind now; start a new search."
+            f"--space: Optuna cannot use the old trials, because {name} now has other choices or "
+            "another kind; start a new search."
             for name in old_space.incompatible_with(space)
         ]
     if messages:
         messages.append(
-            "A run goes on with the same space, model and data, or the trials do not compare; "
-            "start a new one with another --out, or add --allow-changed-space."
+            "With another space, model or data, the trials of a run cannot be compared; start a "
+            "new run with another --out, or add --allow-changed-space."
         )
     return population + messages
 
 
 def _check_same_population(before: SearchConfig, config: SearchConfig) -> list[str]:
-    """A population begins together and its trials change: no other trial joins or leaves it."""
+    """A population starts together and its trials change, so trials cannot be added or removed."""
     both = (before.scheduler, config.scheduler)
     if "pbt" in both and before.scheduler != config.scheduler:
         return [
-            "--scheduler: a population (pbt) goes on as one, and no other search becomes one; the "
-            f"run began with {before.scheduler}, now {config.scheduler}."
+            "--scheduler: cannot switch to or from pbt when resuming; this run started with "
+            f"{before.scheduler}, got {config.scheduler}."
         ]
     if "pbt" in both and before.trials != config.trials:
         return [
-            f"--trials: a population keeps its size; the run began with {before.trials}, now "
-            f"{config.trials}. Start a new one with another --out."
+            f"--trials: a population (pbt) keeps its size; this run started with {before.trials}, "
+            f"got {config.trials}. Start a new run with another --out."
         ]
     return []
 
 
 def check_same_data(config: SearchConfig, run: RunDir, fingerprint: str) -> None:
-    """Raises ConfigError where a resumed run's data are not those that it began with."""
+    """Raises ConfigError if a resumed run's data are not those that it started with."""
     before = RunState.read(run).first
     if before is None or config.allow_changed_space or before.fingerprint == fingerprint:
         return
     raise ConfigError(
-        "--resume: the data have changed since the run began (other rows); start a "
-        "new one with another --out, or add --allow-changed-space."
+        "--resume: the data have changed since the run started (other rows); start a new run with "
+        "another --out, or add --allow-changed-space."
     )
 
 
 def judged_otherwise(run: RunDir) -> bool:
-    """Whether the run began with a version that compared trials on the first validation rows."""
+    """Whether the run started with a version that compared trials on the first validation rows."""
     before = RunState.read(run).first
     return before is not None and not before.data
 
@@ -181,12 +181,12 @@ def _check_model(config: SearchConfig, space: SearchSpace | None) -> list[str]:
     if limit is not None and longest + config.max_length > limit:
         messages.append(
             f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
-            f"tokens make {longest + config.max_length} positions; {config.model} has {limit}."
+            f"tokens are {longest + config.max_length} positions; {config.model} has {limit}."
         )
     if config.backbone == "swarm" and longest + config.max_length > request_tokens(config):
         messages.append(
             f"--prompt-length and --max-length: {longest} prompt and {config.max_length} text "
-            f"tokens make a row of {longest + config.max_length}; a request to the swarm takes "
+            f"tokens are a row of {longest + config.max_length}; a request to the swarm can have "
             f"{request_tokens(config)}" + (" (see --request-tokens)." if config.peers else ".")
         )
     return messages
@@ -202,7 +202,7 @@ def _longest_prompt(config: SearchConfig, space: SearchSpace) -> int:
 
 
 def _check_peers(config: SearchConfig) -> list[str]:
-    """Whether anybody listens at one of the peers; hivemind itself would wait for a minute."""
+    """Whether any of the peers accepts connections; hivemind itself would wait for a minute."""
     for peer in config.peers:
         parts = peer.split("/")
         try:
@@ -211,8 +211,8 @@ def _check_peers(config: SearchConfig) -> list[str]:
         except OSError:
             continue
     return [
-        f"--peers: nobody answers within {_PEER_TIMEOUT_S:g} s at {', '.join(config.peers)}; "
-        "is the swarm up, and the port reachable from here?"
+        f"--peers: no answer within {_PEER_TIMEOUT_S:g} s from {', '.join(config.peers)}; is the "
+        "swarm running, and the port reachable from here?"
     ]
 
 
@@ -229,10 +229,10 @@ def _check_data(config: SearchConfig) -> list[str]:
 
 
 def _check_mlflow(config: SearchConfig) -> list[str]:
-    """Whether MLflow is there and the tracking URI answers."""
+    """Whether MLflow is installed and the tracking URI answers."""
     if config.mlflow is None:
         return []
-    # A server that dies is not worth minutes of a search's time, and nothing is reported home.
+    # A server that dies should not cost minutes, and no usage data should be sent.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -244,12 +244,12 @@ def _check_mlflow(config: SearchConfig) -> list[str]:
         MlflowClient(config.mlflow).search_experiments(max_results=1)
     except Exception as error:  # MLflow's, SQLAlchemy's or the transport's
         reason = str(error).strip().partition("\n")[0]
-        return [f"--mlflow: no MLflow answers at {config.mlflow!r}: {reason}"]
+        return [f"--mlflow: no answer from {config.mlflow!r}: {reason}"]
     return []
 
 
 def _check_wandb(config: SearchConfig) -> list[str]:
-    """Whether wandb is there and knows whose account to log to; asks no server."""
+    """Whether wandb is installed and logged in to an account; contacts no server."""
     if config.wandb is None:
         return []
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -262,6 +262,6 @@ def _check_wandb(config: SearchConfig) -> list[str]:
     if wandb.login(prompt=False):
         return []
     return [
-        "--wandb: no account is logged in; run `wandb login`, set WANDB_API_KEY, or set "
-        "WANDB_MODE=offline and upload later with `wandb sync`."
+        "--wandb: not logged in; run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline "
+        "and upload later with `wandb sync`."
     ]

@@ -1,4 +1,4 @@
-"""The command `python -m tune_app.search`: check everything, search, show what was found."""
+"""The command `python -m tune_app.search`: checks everything, searches, shows the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tune_app.search.checks import check_everything
 from tune_app.search.dry_run import dry_run
 from tune_app.search.executor import open_executor
 from tune_app.search.live import LiveView
-from tune_app.search.stop_conditions import Ending, interruptible
+from tune_app.search.stop_conditions import StopConditions, interruptible
 from tune_app.search.tuning import whole_search
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import PATIENCE_S, check_study, is_locked
@@ -27,9 +27,9 @@ from tune_app.study.storage import PATIENCE_S, check_study, is_locked
 
 @forgiving_output()
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 when the search has an answer, whatever it is; 1 where no trial has finished,
-    none can be trained any longer, or a file could not be written; 2 for a user's mistake; 130
-    after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """Exit code: 0 if the search has an answer, whatever it is; 1 if no trial has finished, no more
+    can be trained, or a file could not be written; 2 for a user's mistake; 130 after Ctrl-C, 143
+    after SIGTERM, 129 after SIGHUP."""
     try:
         config = parse_search_args(argv)
         space = check_everything(config)
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         if not is_locked(error):
             raise
         print(
-            f"The study was held by another process for {PATIENCE_S:g} s, so the search has ended. "
-            "Nothing that was found is lost: continue with --resume.",
+            f"Another process locked the study for {PATIENCE_S:g} s, so the search has ended. "
+            "No results are lost; continue with --resume.",
             file=sys.stderr,
         )
         return 1
@@ -58,55 +58,55 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_search(config: SearchConfig, space: SearchSpace, run: RunDir) -> int:
-    """Runs or resumes the search in `run`, confirms its best, and shows what it found."""
+    """Runs or resumes the search in `run`, confirms its best configs, and shows the results."""
 
-    live, ending = LiveView(config, run), Ending(config)
+    view, stop = LiveView(config, run), StopConditions(config)
 
     def ray_died() -> None:
-        live.stop()
+        view.stop()
         again = f"Continue with: {_resume(run)}" if run.events() else "Run the same command again."
         print(f"Ray has died. {again}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # the main thread waits for Ray, and nothing can interrupt that
 
     with (
-        live,
+        view,
         open_executor(
-            config, space, run, progress=live.progress, say=live.say, ray_died=ray_died
+            config, space, run, progress=view.progress, say=view.say, ray_died=ray_died
         ) as executor,
-        # The signals' handlers come after Ray's own: until then Ctrl-C leaves immediately.
-        interruptible(ending, live.say),
+        # Signal handlers are set after Ray's own; until then, Ctrl-C stops immediately.
+        interruptible(stop, view.say),
     ):
-        whole_search(config, space, run, executor, live, ending)
+        whole_search(config, space, run, executor, view, stop)
     code = show_results(run)
-    if ending.exit_code == 1:
+    if stop.exit_code == 1:
         print(
-            f"The search ended because nothing can train any more: {ending.reason}\n"
-            f"Once that is mended: {_resume(run)}",
+            f"The search ended because no trial can train any more: {stop.reason}\n"
+            f"Once that is fixed, continue with: {_resume(run)}",
             file=sys.stderr,
         )
-    return ending.exit_code or code
+    return stop.exit_code or code
 
 
 def show_results(run: RunDir) -> int:
-    """Prints what was found, then writes every file on its own: a full disk loses no answer.
+    """Prints the results, then writes each file separately, so that a full disk loses no answer.
 
-    Returns 1 where no trial has finished, or a file could not be written, else 0.
+    Returns 1 if no trial has finished or a file could not be written, else 0.
     """
-    from tune_app.apply.export import export_best  # torch
+    from tune_app.apply.export import export_best  # imports torch
 
     width, results = _terminal_width(), load(run)
     print(findings(results, width), flush=True)
     failed = []
     try:
         export_best(run)
-    except Exception as error:  # of torch, safetensors and the file system, and none may stop this
+    except Exception as error:  # from torch, safetensors or the file system; none may stop this
         failed.append(f"{run.prompts.name}: {error}")
     results = load(run)
     failed += write_files(results, width)
     print(files(results, width), end="", flush=True)
     for file in failed:
-        print(f"not written: {file}", file=sys.stderr)
+        print(f"could not be written: {file}", file=sys.stderr)
     return max(verdict(results).exit_code, int(bool(failed)))
 
 

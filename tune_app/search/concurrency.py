@@ -11,10 +11,10 @@ from tune_app.run.search_config import SearchConfig
 # tokens with 1 or 2 concurrent trials than with 8 (benchmarks/README.md).
 _MOST_TRIALS_AT_ONCE = 16
 _SHARE_AT_ONCE = 3  # a third of the search
-# Two hosts with one processor each train a quarter more rows than one host with two, because no
-# thread waits for another after each kernel. But every host loads torch and the model.
+# Two hosts with one CPU each train a quarter more rows than one host with two, because threads need
+# not wait for each other after each kernel. But every host loads torch and the model.
 _TRIALS_PER_CPU_HOST = 4
-_LARGE_MODEL = 2**30  # bytes, of which one copy is enough
+_LARGE_MODEL = 2**30  # bytes; of a larger model there is only one copy
 
 
 def most_trials_at_once(config: SearchConfig) -> int:
@@ -43,16 +43,16 @@ def trials_at_once(config: SearchConfig, tokens_in_flight: int) -> int:
 
 
 def runs_at_once(config: SearchConfig) -> int:
-    """As `trials_at_once`, but for confirmation runs.
+    """Like `trials_at_once`, but for confirmation runs.
 
-    Nothing is suggested there, so all of them may run together: 10 runs and then the last 2 on
-    their own take longer than 12 runs that share packs.
+    Nothing is suggested there, so all of them may run together: with 12 runs, running 10 and then
+    the last 2 on their own is slower than letting all 12 share packs.
     """
     return config.concurrency or _MOST_TRIALS_AT_ONCE
 
 
 def hosts_on_cpu(config: SearchConfig, model: Path) -> int:
-    """Trial hosts for a backbone on this machine's processors."""
+    """The number of trial hosts for a backbone on this machine's CPUs."""
     weights = [*model.glob("*.safetensors"), *model.glob("*.bin")]
     if sum(file.stat().st_size for file in weights) > _LARGE_MODEL:
         return 1

@@ -1,7 +1,7 @@
 """What the confirmation trains next: first runs that choose, then looks that judge.
 
-Pure: from a run's results to the runs that are still to come, so a confirmation that was cut off
-continues where it stopped. `report/confirmation.py` says what they are for.
+A pure function from a run's results to the runs that are still missing, so that an interrupted
+confirmation continues where it stopped. `report/confirmation.py` explains the steps.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tune_app.run.trial_config import TrialConfig
 
 @dataclass(frozen=True)
 class ConfirmRun:
-    """One run that is to come.
+    """A run that is still missing.
 
     of: the trial that it repeats
-    seed_index: which fresh seed it has, from 1; the first two choose, the others judge
-    look: 0: it chooses; else number of the look that it is for
+    seed_index: 1-based index of its fresh seed; the first two choose, the others judge
+    look: 0 if it helps to choose, otherwise the number of the look that it is for
     """
 
     of: int
@@ -36,16 +36,17 @@ class ConfirmRun:
 
 @dataclass(frozen=True)
 class Step:
-    """Runs that may train concurrently, and what for, for people. No runs: the end."""
+    """Runs that may train concurrently, and their purpose in words. Without runs, it is the end."""
 
     runs: tuple[ConfirmRun, ...] = ()
     purpose: str = ""
 
 
 def next_step(results: Results, config: SearchConfig, *, extend: bool) -> Step:
-    """What comes next.
+    """The next step.
 
-    extend: whether there may be a further look where one has not decided; else only what was begun
+    extend: whether there may be another look if the last one was undecided; otherwise, only what
+        was started is completed
     """
     best = [int(n) for n in results.finished["trial"] if n not in results.baselines]
     candidates = best[: config.confirm]
@@ -58,7 +59,7 @@ def next_step(results: Results, config: SearchConfig, *, extend: bool) -> Step:
         indices = range(1, CHOOSING_SEEDS + 1)
         missing = _missing(results, config, runs, candidates, indices, look=0)
         if missing:
-            return Step(missing, f"choosing one of the best {len(candidates)} with fresh seeds")
+            return Step(missing, f"choosing among the best {len(candidates)} with fresh seeds")
         chosen = choose(runs, candidates, results.objective)
         if chosen is None:  # all of them diverge with other seeds
             return Step()
@@ -90,7 +91,7 @@ def _judging(
     indices = range(first + 1, CHOOSING_SEEDS + due + 1)
     missing = _missing(results, config, runs, [baseline, chosen], indices, look=look)
     seeds = f"{len(indices)} {'fresh' if look == 1 else 'further'} seeds"
-    return Step(missing, f"judging trial {chosen} against trial {baseline} with {seeds}")
+    return Step(missing, f"comparing trial {chosen} with trial {baseline} over {seeds}")
 
 
 def _is_decided(results: Results, chosen: int) -> bool:
@@ -106,7 +107,7 @@ def _missing(
     indices: range,
     look: int,
 ) -> tuple[ConfirmRun, ...]:
-    """Those of the runs that have not ended, however."""
+    """Those of the runs that have not ended in any way."""
     ended = runs[~runs["status"].isin([Status.RUNNING, Status.INTERRUPTED])]
     done = set(zip(ended["of"].astype(int), ended["seed"].astype(int), strict=True))
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tune_app.run.events import Event
@@ -15,11 +16,29 @@ from tune_app.search.study_trials import Jobs
 from tune_app.study.space import SearchSpace
 
 
-class Executor(Protocol):
-    """Trains jobs, several at the same time, each to its end or until it is stopped.
+@dataclass(frozen=True)
+class Stage:
+    """One part of a search: the search proper, or a step of the confirmation.
 
-    about: what the host says of the data (`TrialHost.about`)
-    tokens_in_flight: padded tokens that all hosts together compute at the same time
+    name: "search" or "confirm"
+    count: the most jobs to train
+    at_once: how many of them train concurrently
+    scheduler: the trial scheduler, which stops some of them early
+    stopping: once it returns True, running trials end at their next step and no new one starts
+    """
+
+    name: str
+    count: int
+    at_once: int
+    scheduler: str
+    stopping: Callable[[], bool]
+
+
+class Executor(Protocol):
+    """Trains jobs, several of them concurrently, each to its end or until it is stopped.
+
+    about: the host's information about the data (`TrialHost.about`)
+    tokens_in_flight: padded tokens that all hosts together compute concurrently
     dashboard: URL, or ""
     """
 
@@ -27,32 +46,17 @@ class Executor(Protocol):
     tokens_in_flight: int
     dashboard: str
 
-    def train(
-        self,
-        jobs: Jobs,
-        recorder: Recorder,
-        *,
-        name: str,
-        count: int,
-        at_once: int,
-        scheduler: str,
-        stopping: Callable[[], bool],
-    ) -> None:
-        """Trains up to `count` of the jobs, `at_once` of them at the same time.
-
-        What happens is told to `jobs` first, and then to the recorder. Once `stopping()` holds,
-        trials end at their next step and no other begins.
-        name: of this part of the search; scheduler: which trials are stopped early
-        """
+    def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
+        """Trains the stage's jobs. Reports everything to `jobs` first, then to the recorder."""
 
     def counters(self) -> list[dict[str, Any]]:
-        """What each host has done so far."""
+        """The counters of each host."""
 
     def listen(self, event: Event) -> None:
-        """Hears of every event of the search."""
+        """Called with every event of the search."""
 
     def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
-        """Shows `counters` every few seconds, until the block ends."""
+        """Calls `show` with the counters every few seconds until the block ends."""
 
 
 @contextmanager
@@ -67,13 +71,14 @@ def open_executor(
 ) -> Iterator[Executor]:
     """The executor of --executor, ready to train.
 
-    Raises ConfigError where the user's model, data or swarm is not usable.
-    progress: what is being waited for; say: what a person should know
-    ray_died: called from a thread where the Ray that was started here loses one of its own
-        processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
+    progress: called with what is being waited for; say: called with other messages
+    ray_died: called from a thread if the Ray that was started here loses one of its processes. It
+        must end the process or the search, because calls to Ray would then block for minutes or
+        forever.
+    Raises ConfigError if the user's model, data or swarm cannot be used.
     """
     let_threads_sleep()
-    # Imported here: they need a second, which a user's mistake should not have to wait for.
+    # Imported here, because it takes a second; a user's mistake is reported without it.
     opened: AbstractContextManager[Executor]
     if config.executor == "in-process":
         from tune_app.search.in_process import in_process

@@ -1,7 +1,7 @@
-"""The trial host: one process that owns the frozen model and the data and trains many trials.
+"""The trial host: one process that has the frozen model and the data, and trains many trials.
 
-A Ray actor, but it knows nothing of Ray: `search.py` makes it one. Each trial is a thread that runs
-`training.py`; the packer puts the rows of all of them into shared packs.
+It does not depend on Ray; `ray_tune/cluster.py` makes it an actor. Each trial is a thread that runs
+`train/loop.py`; the packer puts the rows of all trials into shared packs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ if TYPE_CHECKING:  # they import torch
     from tune_app.backbones.packer import Packer
     from tune_app.backbones.packing import Answer, Request
 
-# A trial that has not asked for so long is gone, and its training with it.
+# A trial that has not asked for this long is gone, and its training is stopped.
 _ABANDONED_S = 60.0
-# A host with no news answers a trial within this time all the same, which then asks again.
+# Long-poll timeout: with nothing to report, the host sends an empty update, and the trial asks
+# again.
 _POLL_S = 10.0
 
 
 class _Stop(Exception):
-    """Raised in a trial's thread when nobody wants it any more."""
+    """Raised in a trial's thread when its training should stop."""
 
 
 @dataclass
@@ -48,13 +49,13 @@ class _RunningTrial:
     packer: Packer
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     stop: threading.Event = field(default_factory=threading.Event)
-    answered: bool = False  # a report has been handed out
-    go_on: threading.Event = field(default_factory=threading.Event)  # and the next one asked for
+    answered: bool = False  # a report has been fetched
+    go_on: threading.Event = field(default_factory=threading.Event)  # the next one is requested
     asked_at: float = field(default_factory=time.monotonic)
 
 
 class TrialHost:
-    """Backbone, data and packer of one process. Raises at once what is wrong with any of them."""
+    """Backbone, data and packer of one process. Raises if data or tokenizer cannot be used."""
 
     def __init__(
         self,
@@ -65,14 +66,14 @@ class TrialHost:
         *,
         is_restarted: bool = False,
     ) -> None:
-        """threads: how many of the machine's processors are this host's
-        is_restarted: this process is started again when it ends, so it does when it cannot reach
-            its swarm any more
+        """threads: how many of the machine's CPUs this host may use
+        is_restarted: this process is restarted when it ends, so it ends if a process of its swarm
+            client has ended
         """
         warnings.simplefilter("ignore")
-        # Imported here: the driver refers to this class and does without torch.
+        # Imported here, because the driver refers to this class but does not need torch.
         import torch
-        import torch._dynamo  # a second, which the first optimizer's first step would take
+        import torch._dynamo  # takes a second, which would otherwise slow the first optimizer step
         from transformers import AutoTokenizer
 
         from tune_app.tasks.loading import load_task_data
@@ -88,7 +89,8 @@ class TrialHost:
             import tune_app.backbones.swarm  # noqa: F401 (seconds, while the swarm starts)
 
     def connect(self, connection: Connection) -> int:
-        """Opens the backbone, unless it is open already; padded tokens that it computes at once.
+        """Opens the backbone, unless it is open already. Returns how many padded tokens it computes
+        concurrently.
 
         Raises BackboneUnavailable.
         """
@@ -109,12 +111,12 @@ class TrialHost:
                     end_with_client=self._is_restarted,
                 )
                 self._packer = Packer(backbone, self._threads)
-                # Else Python looks through all of torch for garbage, 0.16 s in which no trial runs.
+                # Otherwise garbage collection scans all of torch, 0.16 s in which no trial runs.
                 gc.freeze()
             return self._packer
 
     def about(self) -> dict[str, Any]:
-        """What the search wants to know of data and model."""
+        """What the search needs to know about the data."""
         data = self._data
         return {
             "notes": data.notes,
@@ -125,11 +127,11 @@ class TrialHost:
         }
 
     def load(self) -> int:
-        """Trials in training."""
+        """The number of trials in training."""
         return len(self._trials)
 
     async def start(self, job: TrialJob, connection: Connection) -> None:
-        """Begins to train; goes on from the job's checkpoint where there is one."""
+        """Starts training, from the job's checkpoint if there is one."""
         await self.stop(job.number)
         loop = asyncio.get_running_loop()
         packer = await loop.run_in_executor(None, self._connected, connection)
@@ -140,7 +142,7 @@ class TrialHost:
         ).start()
 
     async def next_update(self, number: int) -> Update:
-        """The trial's next update; an empty one where there is none for a moment."""
+        """The trial's next update; an empty one if there is nothing new."""
         trial = self._trials.get(number)
         if trial is None:
             return Update(error=f"{self.name} does not know trial {number}", unavailable=True)
@@ -156,8 +158,8 @@ class TrialHost:
         return update
 
     async def stop(self, number: int, job: TrialJob | None = None) -> None:
-        """Ends a trial's training at its next step; nothing happens where it has ended, or where
-        it has begun anew with another job than the one that is meant."""
+        """Ends a trial's training at its next step. Does nothing if it has already ended, or if
+        `job` is given and the trial has been restarted with another one."""
         if number in self._trials and job in (None, self._trials[number].job):
             self._end(self._trials.pop(number))
 
@@ -167,13 +169,13 @@ class TrialHost:
         trial.go_on.set()
 
     async def stop_all(self) -> None:
-        """Ends all trials; who asks for their next update learns it, now or later."""
+        """Ends all trials; the answer to the next request for an update says so."""
         for trial in self._trials.values():
             self._end(trial)
             trial.updates.put_nowait(Update(done=True))
 
     def counters(self) -> dict[str, Any]:
-        """What this host has done so far, for the run directory's events."""
+        """This host's counters so far, for the run's events."""
         if self._packer is None:
             return {"host": self.name}
         counters, traffic = self._packer.counters, self._packer.backbone.traffic
@@ -202,13 +204,13 @@ class TrialHost:
             self._packer.close()
             self._packer.backbone.close()
 
-    # ------------------------------------------------------------------- in the trial's own thread
+    # ------------------------------------------------------------------------ in a trial's thread
 
     def _train(self, trial: _RunningTrial, loop: asyncio.AbstractEventLoop) -> None:
         from tune_app.backbones.protocol import BackboneUnavailable
 
         def send(update: Update) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so nothing waits for the update
                 loop.call_soon_threadsafe(trial.updates.put_nowait, update)
 
         try:
@@ -246,12 +248,12 @@ class TrialHost:
             run.load_state(own)
 
         def report(report: Report) -> None:
-            if trial.stop.is_set():  # perhaps another host goes on with it, and with its checkpoint
+            if trial.stop.is_set():  # another host may continue it, and own its checkpoint
                 raise _Stop
             last = report.step == job.config.steps and not report.diverged
             waits = job.population and not (last or report.diverged)
             if waits:
-                keep_state(job.checkpoint, report.step, run.state())
+                save_population_state(job.checkpoint, report.step, run.state())
             RunDir(file.parent).write_atomic(file, run.state())
             if job.test and last:
                 rows: list[dict[str, float]] = []
@@ -266,9 +268,9 @@ class TrialHost:
         run.train(report, evaluate_on_the_way=job.of is None, deciding=job.deciding)
 
 
-def keep_state(checkpoint: Path, step: int, state: bytes) -> None:
-    """Keeps the state for others of the population, and the one before, which a trial that begins
-    anew from there may not have read yet. Nobody wants an older one: all have come on since."""
+def save_population_state(checkpoint: Path, step: int, state: bytes) -> None:
+    """Saves the state for other trials of the population, and keeps the previous one, which a
+    cloned trial may not have read yet. Older ones are no longer needed."""
     RunDir(checkpoint).write_atomic(population_state(checkpoint, step), state)
     for old in sorted(checkpoint.glob("step-*.pt"))[:-2]:
         old.unlink()

@@ -1,7 +1,6 @@
-"""Trials in this process, without Ray: the same host, packer and study, one debugger.
+"""Trials in this process, without Ray: the same host, packer and study, for debugging and tests.
 
-For finding out what goes on, and for tests. A process that dies takes all of its trials along; the
-run goes on with --resume, under either executor.
+If the process dies, all its trials stop; --resume continues the run, with either executor.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from tune_app.models.folder import model_folder
 from tune_app.run.events import Event
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_report import Report, Update
+from tune_app.search.executor import Stage
 from tune_app.search.host import TrialHost
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Jobs
@@ -26,55 +26,38 @@ from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 
 _RETRIES = 2  # of a trial that failed, as under Ray
-_LOOK_S = 0.1  # how often it is looked whether the search is to end
+_LOOK_S = 0.1  # how often to check whether the search should end
 
 
 class InProcess:
-    """An Executor: see `search/executor.py`. Trials are threads of the one host."""
+    """An Executor: see `search/executor.py`. Trials are threads of a single host."""
 
     def __init__(self, host: TrialHost, connection: Connection, tokens_in_flight: int) -> None:
         self._host, self._connection = host, connection
         self.about, self.dashboard, self.tokens_in_flight = host.about(), "", tokens_in_flight
 
-    def train(
-        self,
-        jobs: Jobs,
-        recorder: Recorder,
-        *,
-        name: str,
-        count: int,
-        at_once: int,
-        scheduler: str,
-        stopping: Callable[[], bool],
-    ) -> None:
+    def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
         failed: list[BaseException] = []
 
         def loop() -> None:
             try:
-                asyncio.run(self._train_all(jobs, recorder, count, at_once, stopping))
+                asyncio.run(self._train_all(jobs, recorder, stage))
             except BaseException as error:
                 failed.append(error)
 
-        # A thread, for a notebook has a loop of its own in this one.
-        thread = threading.Thread(target=loop, name=name, daemon=True)
+        # In a separate thread, because a notebook already runs an event loop in this one.
+        thread = threading.Thread(target=loop, name=stage.name, daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(_LOOK_S)  # signals are handled in between
         if failed:
             raise failed[0]
 
-    async def _train_all(
-        self,
-        jobs: Jobs,
-        recorder: Recorder,
-        count: int,
-        at_once: int,
-        stopping: Callable[[], bool],
-    ) -> None:
-        left = iter(range(count))
+    async def _train_all(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
+        left = iter(range(stage.count))
 
         async def one_after_another() -> None:
-            while not stopping() and next(left, None) is not None:
+            while not stage.stopping() and next(left, None) is not None:
                 job = jobs.ask()
                 if job is None:
                     return
@@ -82,13 +65,13 @@ class InProcess:
                 await self._train_one(job, jobs, recorder)
 
         async def end_when_told() -> None:
-            while not stopping():
+            while not stage.stopping():
                 await asyncio.sleep(_LOOK_S)
             await self._host.stop_all()
 
         watching = asyncio.create_task(end_when_told())
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(at_once, count)):
+            for _ in range(min(stage.at_once, stage.count)):
                 group.create_task(one_after_another())
         watching.cancel()
 
@@ -110,8 +93,8 @@ class InProcess:
     async def _train_once(
         self, job: TrialJob, jobs: Jobs, recorder: Recorder, reports: list[Report]
     ) -> Update | None:
-        """Trains to the end, or until the trial is stopped, and adds to its reports. The failure,
-        where it ends by one."""
+        """Trains to the end, or until the trial is stopped, and appends to `reports`. Returns the
+        failure, if there was one."""
         await self._host.start(job, self._connection)
         try:
             while True:
@@ -143,15 +126,16 @@ class InProcess:
 
 @contextmanager
 def in_process(config: SearchConfig, *, progress: Callable[[str], None]) -> Iterator[InProcess]:
-    """Ready to train, and afterwards the process is as it was: its warnings, threads and garbage.
+    """Ready to train. Afterwards the process's warnings, threads and garbage collection are as
+    before.
 
-    Raises ConfigError where the user's model, data or swarm is not usable.
+    Raises ConfigError if the user's model, data or swarm cannot be used.
     """
     from tune_app.backbones.protocol import BackboneUnavailable
 
     model = model_folder(config.model)
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())  # the host switches them off
+        stack.enter_context(warnings.catch_warnings())  # the host turns them off
         stack.enter_context(_torch_as_before())
         private = start_private_swarm(config, model, progress=progress)
         if private is not None:

@@ -51,10 +51,10 @@ _COLOURS = {
 
 
 class LiveView:
-    """Listens to the search's events and keeps the person at the terminal informed.
+    """Listens to the search's events and shows them in the terminal.
 
-    Drawn by a thread of rich's, from a picture that `listen` makes anew after each event. No lock
-    of its own: Ctrl-C may interrupt anything here, and its handler speaks through `say`.
+    A thread of rich draws the picture that `listen` builds after each event. There is no lock:
+    Ctrl-C may interrupt anything here, and its handler calls `say`.
     """
 
     def __init__(self, config: SearchConfig, run: RunDir, stream: TextIO | None = None) -> None:
@@ -62,7 +62,7 @@ class LiveView:
         self._progress = Progress(config)
         self._hosts: list[dict[str, Any]] = []
         self._console = Console(file=stream or sys.stderr, highlight=False)
-        # Logs of Ray and Petals would tear a live display apart.
+        # Logs of Ray and Petals would break a live display.
         self._is_live = (
             self._console.file.isatty()
             and not self._console.is_dumb_terminal
@@ -74,7 +74,7 @@ class LiveView:
             console=self._console,
             transient=True,
             refresh_per_second=_REFRESHES_PER_S,
-            redirect_stdout=sys.stdout.isatty(),  # else the result is written to a file
+            redirect_stdout=sys.stdout.isatty(),  # not if the result is written to a file
         )
 
     def __enter__(self) -> LiveView:
@@ -93,7 +93,7 @@ class LiveView:
         return object, ()  # Tune saves its callbacks, and this with them; a terminal cannot be
 
     def introduce(self, executor: Executor) -> None:
-        """What is known before the first trial: where the results go, where to watch."""
+        """Says before the first trial where the results will be, and where to watch."""
         self.say(f"run directory: {self._run.path}")
         data = DataSummary.from_dict(executor.about.get("data"))
         if data is not None:
@@ -106,7 +106,7 @@ class LiveView:
         self._picture = Text("waiting for the first trial ...")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the live display."""
+        """Prints a line above the live display."""
         if not self._config.quiet:
             self._console.print(without_passwords(text), markup=False, soft_wrap=True)
 
@@ -118,12 +118,12 @@ class LiveView:
             self.say(f"{text} ...")
 
     def expect(self, runs: int) -> None:
-        """The confirmation begins: so many runs of it."""
+        """A step of the confirmation starts, with this many runs."""
         self._progress.expect(runs)
         self._picture = self._pictured()
 
     def show_hosts(self, counters: list[dict[str, Any]]) -> None:
-        """What the trial hosts have counted so far; may come from any thread."""
+        """Shows the hosts' counters; may be called from any thread."""
         self._hosts = counters
 
     def listen(self, event: Event) -> None:
@@ -139,9 +139,9 @@ class LiveView:
         self._picture = self._pictured()
 
     def _tell(self, event: Event, trial: TrialState) -> None:
-        """The plain lines: one for each trial that has ended, and for what has gone wrong."""
+        """Plain lines: for each trial that has ended, and for failures."""
         if isinstance(event, TrialRetried):
-            self.say(f"{self._name(trial)} goes on from its last evaluation: {event.reason}")
+            self.say(f"{self._name(trial)} resumes from its last evaluation: {event.reason}")
         elif isinstance(event, TrialEnded) and not self._is_live:
             self.say(self._line(trial))
         elif isinstance(event, TrialEnded) and event.status == Status.FAILED:
@@ -153,7 +153,9 @@ class LiveView:
         for clone in event.changed:
             latest = [list(change) for change in clone.config.changes if change[0] == event.step]
             values = ", ".join(changes_in_words(latest))
-            self.say(f"trial {clone.trial} goes on from trial {clone.of} {values}".rstrip())
+            self.say(
+                f"trial {clone.trial} continues as a clone of trial {clone.of} {values}".rstrip()
+            )
 
     def _line(self, trial: TrialState) -> str:
         """`3/16  trial 2  finished  loss 1.966, accuracy 0.234  lr 1.4e-3, linear  9.8 s`"""
@@ -189,7 +191,7 @@ class LiveView:
     # ------------------------------------------------------------------------------- in a terminal
 
     def _draw(self) -> RenderableType:
-        """The picture with what changes between events: the hosts' figures and the time."""
+        """The picture, with the hosts' counters and the time, which change between events."""
         if isinstance(self._picture, Spinner | Text):
             return self._picture
         lines = Table.grid(padding=(0, 2))
@@ -244,8 +246,8 @@ class LiveView:
         return Text("  ").join(parts)
 
     def _rungs(self) -> Table:
-        """How many trials came how far, and the losses there: what early stopping goes by."""
-        rungs = self._progress.rungs[-8:]  # as many as 80 columns hold
+        """How many trials reached each evaluation, and their losses, which early stopping uses."""
+        rungs = self._progress.rungs[-8:]  # as many as fit into 80 columns
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim")
         for _ in rungs:
@@ -262,7 +264,7 @@ def _confirmed(of: int | None) -> str:
 
 
 def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The lines `speed` and `swarm` of the display, from `Cluster.counters`."""
+    """The lines `speed` and `swarm` of the display, from `Executor.counters`."""
     working = [host for host in counters if host.get("packs")]
     if not working:
         return []
@@ -273,7 +275,7 @@ def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:
     lines = [("speed", f"{rows:.0f} rows/s, {tokens:,.0f} tokens/s, packs {full:.0%} full{hosts}")]
     swarm = [host for host in working if host.get("servers") is not None]
     if swarm:
-        # Every host sees the same swarm; the most cautious view of it counts.
+        # All hosts see the same swarm; the most cautious view counts.
         servers, blocks = (min(host[key] for host in swarm) for key in ("servers", "blocks_served"))
         retries = sum(host["retries"] for host in swarm)
         lines.append(
@@ -287,7 +289,7 @@ def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def token_command() -> str:
-    """The command that prints the dashboard's token, with the path of `ray` where it needs one."""
+    """The command that prints the dashboard's token, with the path of `ray` if it needs one."""
     ray = Path(sys.executable).with_name("ray")
     on_path = shutil.which("ray")
     found = on_path is not None and ray.exists() and Path(on_path).samefile(ray)

@@ -1,4 +1,4 @@
-"""Where a search stands, from its events: what the live view shows, and how long it may take."""
+"""The progress of a search, from its events: numbers for the live view, and the time left."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Rung:
 
     step: int
     trials: int
-    best_loss: float  # of the finite ones; NaN where there is none
+    best_loss: float  # of the finite ones; NaN if there are none
     median_loss: float
 
 
 class Progress:
-    """Adds up events. Not thread-safe: the live view asks it after each event and shows a copy.
+    """Adds up events. Not thread-safe: the live view reads it after each event and shows a copy.
 
     clock: monotonic seconds.
     """
@@ -36,34 +36,34 @@ class Progress:
         self.confirmations = 0  # planned
         self._clock = clock
         self._began = clock()
-        self._first_started: float | None = None  # of the runs that this command works on
+        self._first_started: float | None = None  # when this command's first trial started
         self._confirming_since: float | None = None
         self._steps_before = 0  # done by earlier commands
         self._search_rate: float | None = None
         self._expected = 0  # runs of the confirmation's present step
 
     def replay(self, events: Iterable[Event]) -> None:
-        """What earlier commands have done in the same run directory; what they left is not going
-        on until it is started again."""
+        """Takes in the events of earlier commands in the same run directory; their unfinished
+        trials do not count as running until they are started again."""
         self.run = RunState.of(events)
         self.run.trials = {n: t for n, t in self.run.trials.items() if t.ended is not None}
         self._steps_before, self._first_started = self._steps_done(), None
 
     def expect(self, runs: int) -> None:
-        """A step of the confirmation begins, with this many runs to come."""
+        """A step of the confirmation starts, with this many runs."""
         if self._confirming_since is None:
             self._search_rate = self._rate()
         self._confirming_since, self._expected = self._clock(), runs
         self.confirmations = runs + len(self.confirmed)
 
     def listen(self, event: Event) -> TrialState | None:
-        """Takes an event in; the trial that it is about, where it is about one."""
+        """Takes an event in. Returns the trial that the event is about, if it is about one."""
         trial = self.run.apply(event)
         if isinstance(event, TrialStarted) and self._first_started is None:
             self._first_started = self._clock()
         return trial
 
-    # -------------------------------------------------------------------------- what is to be seen
+    # ---------------------------------------------------------------------------- for the live view
 
     @property
     def searched(self) -> list[TrialState]:
@@ -86,7 +86,7 @@ class Progress:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials of the search by status; only what there is."""
+        """Trials of the search by status, without zeros."""
         found = Counter(trial.status for trial in self.searched)
         return {status.value: found[status] for status in Status if found[status]}
 
@@ -114,20 +114,19 @@ class Progress:
         return found
 
     def elapsed_s(self) -> float:
-        """Since the command began."""
+        """Seconds since the command started."""
         return self._clock() - self._began
 
     def left_s(self) -> float | None:
-        """Seconds until the search's last trial, or the last confirmation run, as far as can be
-        said: steps still to do, at the rate of those done. None where there is nothing to go by.
+        """Estimated seconds until the search's last trial, or the last confirmation run: remaining
+        steps at the rate so far. None if there is nothing to estimate from.
 
-        Trials that are stopped early are allowed for: future ones are taken to be as long as those
-        that have ended.
+        Allows for early stopping: future trials are assumed to be as long as those that have ended.
         """
         if self._confirming_since is not None:
             if not self._search_rate:
                 return None
-            # These report only at their end, so the search's own pace has to do.
+            # These report only at their end, so the search's own rate is used.
             all_s = self._expected * self.config.steps / self._search_rate
             left = all_s - (self._clock() - self._confirming_since)
             return max(left, 0.0) if self.confirmations > len(self.confirmed) else 0.0
@@ -144,7 +143,7 @@ class Progress:
         return left
 
     def _rate(self) -> float | None:
-        """Steps per second, of all trials together, since this command's first trial."""
+        """Steps per second of all trials together since this command's first trial."""
         if self._first_started is None:
             return None
         seconds = self._clock() - self._first_started

@@ -1,4 +1,4 @@
-"""What happens to trials, written into the run directory while it happens."""
+"""Writes what happens to trials into the run's events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recorder:
         self.log.record(TrialReported(trial=job.number, report=report))
 
     def retried(self, job: TrialJob, reason: str, *, machines: bool) -> None:
-        """machines: its host or the swarm is to blame, not its config"""
+        """machines: it was an infrastructure failure, not a bad config"""
         self.log.record(
             TrialRetried(trial=job.number, reason=without_passwords(reason), machines=machines)
         )

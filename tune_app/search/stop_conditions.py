@@ -1,4 +1,4 @@
-"""Why a search ends before all of its trials are done: a budget, a signal, or dead machines."""
+"""Why a search ends before all of its trials are done: a budget, a signal, or a failure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tune_app.run.search_config import SearchConfig
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
-class Ending:
-    """Whether the search is to end, and why; listens to the search's events.
+class StopConditions:
+    """Whether the search should end, and why; listens to the search's events.
 
-    A budget ends the search only: what it found is still confirmed. Everything else, `urgent`, ends
-    the confirmation too and has an exit code of its own.
+    A budget only ends the search; its result is still confirmed. Everything else is `urgent`: it
+    ends the confirmation too and has its own exit code.
 
-    reason: None while the search goes on
-    exit_code: 0, or 1 where the machines are gone, or 128 + the signal's number
+    reason: None while the search is running
+    exit_code: 0, or 1 after an infrastructure failure, or 128 + the signal's number
     """
 
     def __init__(self, config: SearchConfig) -> None:
@@ -32,7 +32,7 @@ class Ending:
         self._time_budget, self._token_budget = config.time_budget, config.token_budget
         self._deadline: float | None = None
         self._run = RunState()
-        self._failed: set[int] = set()  # trials that failed since one of them got on
+        self._failed: set[int] = set()  # trials that failed since any trial last made progress
 
     def __call__(self) -> bool:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -44,7 +44,7 @@ class Ending:
         return self.exit_code != 0
 
     def begin(self, earlier: RunState) -> None:
-        """The time budget runs from now; the token budget counts the run's earlier events too."""
+        """The time budget starts now; the token budget includes the run's earlier events."""
         if self._time_budget is not None:
             self._deadline = time.monotonic() + self._time_budget
         self._run = earlier
@@ -58,8 +58,8 @@ class Ending:
             self._run.apply(event)
             self._check_tokens()
         elif isinstance(event, TrialRetried) and event.machines:
-            # Once may be bad luck, which other trials survive. A trial that fails again while no
-            # other one gets on either has nothing to train on.
+            # One failure may be bad luck. If a trial fails again before any other has made
+            # progress, nothing can be trained any more.
             if event.trial in self._failed:
                 self._end(event.reason, exit_code=1)
             self._failed.add(event.trial)
@@ -77,22 +77,22 @@ class Ending:
 
 
 @contextmanager
-def interruptible(ending: Ending, say: Callable[[str], None]) -> Iterator[None]:
+def interruptible(stop: StopConditions, say: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP ends the search, which shows its results; a second Ctrl-C
     or SIGTERM raises KeyboardInterrupt. A signal that is ignored, as under nohup, stays ignored."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         hung_up = signum == signal.SIGHUP
-        if hung_up:  # nothing can be written to a terminal that is gone
+        if hung_up:  # the terminal is gone, and writing to it would fail
             forget_output(*terminals)
-        if ending.urgent:
-            if hung_up:  # a shell passes on the one that the terminal has sent as well
+        if stop.urgent:
+            if hung_up:  # shells forward the signal that the terminal has sent as well
                 return
             raise KeyboardInterrupt
-        ending.interrupt(signum)
+        stop.interrupt(signum)
         name = _SIGNALS[signal.Signals(signum)]
-        say(f"{name}: finishing up and showing results; once more quits immediately")
+        say(f"{name}: finishing up and showing results. Press Ctrl-C again to quit immediately.")
 
     before = {
         signum: signal.signal(signum, on_signal)

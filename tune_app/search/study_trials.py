@@ -1,6 +1,6 @@
-"""The study's side of a search: which job comes next, and what the study learns of each.
+"""The study's side of a search: which job comes next, and what the study is told about each.
 
-Knows nothing of Ray; whatever runs the jobs, asks here.
+Independent of Ray; executors use it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from tune_app.study.space import SearchSpace, origin_of
 
 
 class Jobs(Protocol):
-    """What an executor trains, and what learns of it."""
+    """The source of an executor's jobs, which is also told how they go."""
 
     def ask(self) -> TrialJob | None:
-        """The next job; None where there is no other one."""
+        """The next job; None if there are no more."""
 
     def change(self, number: int, config: TrialConfig) -> None:
-        """A trial trains by another config from now on."""
+        """A trial has another config from now on."""
 
     def report(self, number: int, report: Report) -> None:
-        """A trial has been evaluated and trains on."""
+        """A trial has been evaluated and continues training."""
 
     def behind(self, number: int) -> bool:
-        """Whether a trial is not worth more training, by its reports and those of the others."""
+        """Whether a trial should be stopped early, given its reports and those of the others."""
 
     def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
-        """A trial has ended, with its last report where it has one."""
+        """A trial has ended, with its last report if it has one."""
 
 
 class JobList:
-    """Jobs that are known beforehand, one after the other; nothing is learned from them."""
+    """A fixed list of jobs; their results change nothing."""
 
     def __init__(self, jobs: Iterable[TrialJob]) -> None:
         self._jobs = iter(jobs)
@@ -61,12 +61,12 @@ class JobList:
 
 
 class StudyTrials:
-    """Asks the study for jobs and tells it of their reports and ends.
+    """Asks the study for jobs and tells it their reports and results.
 
     An early-stopped trial is told as PRUNED with its curve, so that no sampler takes its last loss
-    for a final one. A trial that the end of the search interrupts is not told at all
-    (`requeue_unfinished` puts it back). A told trial has its last report among its user
-    attributes, so the study alone knows how it ended.
+    for a final one. A trial that is interrupted by the end of the search is not told at all
+    (`requeue_unfinished` puts it back). Told trials have their last report among their user
+    attributes, so the study alone shows how they ended.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class StudyTrials:
         stop: Callable[[], bool],
         scheduler: str | None = None,
     ) -> None:
-        """base: the values of what the space leaves out; stop: whether the search is ending;
-        scheduler: the search's trial scheduler, where not every evaluation may decide something.
+        """base: values of fields that the space leaves out; stop: whether the search is ending;
+        scheduler: the search's trial scheduler, if not every evaluation may decide something
         """
         self._study, self._space, self._base = study, space, base
         self._run, self._stop, self._scheduler = run, stop, scheduler
@@ -88,14 +88,14 @@ class StudyTrials:
         self._defaults: set[int] = set()
 
     def ask(self) -> TrialJob | None:
-        """The next trial's job: one that waits in the study, or a new suggestion. None once the
-        search is ending."""
+        """The next trial's job: one that is waiting in the study, or a new suggestion. None once
+        the search is ending."""
         if self._stop():
             return None
         trial = self._study.ask()
         self._trials[trial.number] = trial
         constants = self._space(trial) or {}
-        if "config" in trial.user_attrs:  # a first trial's, or one that begins again: as it stands
+        if "config" in trial.user_attrs:  # a first trial, or a resumed one: its config is fixed
             config = TrialConfig.from_dict(trial.user_attrs["config"], self._base)
         else:
             config = self._space.trial_config({**trial.params, **constants}, self._base)
@@ -114,23 +114,23 @@ class StudyTrials:
         )
 
     def change(self, number: int, config: TrialConfig) -> None:
-        """The trial trains by another config than the study suggested (population-based training);
-        the study keeps it as "trained"."""
+        """The trial's config is no longer the suggested one (population-based training); the study
+        keeps the new one as "trained"."""
         self._configs[number] = config
 
     def report(self, number: int, report: Report) -> None:
-        """A report of a trial that trains on."""
+        """A trial has been evaluated and continues training."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resumed trial repeats its last report
             self._trials[number].report(report.objective, report.step)
 
     def behind(self, number: int) -> bool:
-        """What the study's pruner says. The documented default runs to its end in any case: the
-        answer is stated against it."""
+        """The answer of the study's pruner. The documented default always runs to its end, because
+        the best config is compared with it."""
         return number not in self._defaults and self._trials[number].should_prune()
 
     def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
-        """The end of a trial, with its last report where it has one."""
+        """A trial has ended, with its last report if it has one."""
         trial, config = self._trials[number], self._configs[number]
         status, _ = outcome(last, config.steps)
         if not failed and status == Status.STOPPED and self._stop():

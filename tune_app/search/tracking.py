@@ -1,6 +1,6 @@
-"""Trials in MLflow and in Weights & Biases as well: they listen to the events of a search.
+"""Logs trials to MLflow and Weights & Biases, which listen to the events of a search.
 
-What a person looks for there are a trial's hyperparameters and its reports by training step.
+They get each trial's hyperparameters, and its reports by training step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.trial_job import trial_name
 
-_LAST_WORDS_S = 60.0  # in which a tracker may still take what it has not taken yet
+_LAST_WORDS_S = 60.0  # how long to wait at the end for a tracker to take the remaining events
 
 
 class Tracker(Protocol):
-    """A program that gets every trial; one of its runs for each."""
+    """A tracking program, with one run for each trial."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Tracker(Protocol):
 
 
 class MLflow:
-    """Runs in an experiment that is named like the folder of the search."""
+    """Runs in an experiment with the name of the search's folder."""
 
     name = "MLflow"
 
@@ -53,17 +53,17 @@ class MLflow:
 
         run = self._client.create_run(self._experiment, run_name=trial_name(trial))
         self._runs[trial] = run.info.run_id
-        told = [Param(name, str(value)) for name, value in parameters.items()]
-        self._client.log_batch(run.info.run_id, params=told)
+        params = [Param(name, str(value)) for name, value in parameters.items()]
+        self._client.log_batch(run.info.run_id, params=params)
 
     def reported(self, trial: int, report: Report) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        figures = [
+        metrics = [
             Metric(name, float(value), now, report.step) for name, value in report.flat().items()
         ]
-        self._client.log_batch(self._runs[trial], metrics=figures)
+        self._client.log_batch(self._runs[trial], metrics=metrics)
 
     def ended(self, trial: int, status: Status) -> None:
         words = {Status.FAILED: "FAILED", Status.INTERRUPTED: "KILLED"}
@@ -71,7 +71,7 @@ class MLflow:
 
 
 class Wandb:
-    """Runs in a project, grouped by the name of the search's folder; W&B's files are in there."""
+    """Runs in a project, grouped by the name of the search's folder, which also has W&B's files."""
 
     name = "Weights & Biases"
 
@@ -88,7 +88,7 @@ class Wandb:
             name=trial_name(trial),
             config=parameters,
             dir=str(self._run.path),
-            reinit="create_new",  # beside the runs of other trials
+            reinit="create_new",  # along with the runs of other trials
             settings=wandb.Settings(silent=True, console="off"),
         )
 
@@ -100,10 +100,9 @@ class Wandb:
 
 
 class _Follower:
-    """Tells a tracker of the events, in a thread of its own: no trial waits for a server.
+    """Passes events to a tracker in a separate thread, so that no trial waits for a server.
 
-    A tracker that fails must not end the search: `say` tells it once, and the search continues
-    without.
+    If the tracker fails, that is reported once with `say`, and the search continues without it.
     """
 
     def __init__(self, name: str, opened: Callable[[], Tracker], say: Callable[[str], None]):
@@ -130,7 +129,7 @@ class _Follower:
                 tracker.ended(trial, Status.INTERRUPTED)
         except Exception as error:  # clients of servers: whatever they and their transport raise
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            self._say(f"{self._name} takes no more results, the search continues without: {reason}")
+            self._say(f"{self._name} failed; the search continues without it: {reason}")
 
     @staticmethod
     def _tell(tracker: Tracker, event: Event, running: set[int]) -> None:
@@ -145,17 +144,17 @@ class _Follower:
 
 
 def _parameters(event: TrialStarted) -> dict[str, Any]:
-    """A trial's hyperparameters as far as they are set, and whose they are."""
+    """The trial's number and origin, and its hyperparameters, except those that are not set."""
     about = {"trial": event.trial, "origin": event.origin, "of": event.of}
-    told = about | event.config.to_dict()
-    return {name: value for name, value in told.items() if value is not None}
+    parameters = about | event.config.to_dict()
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 @contextmanager
 def trackers(
     config: SearchConfig, run: RunDir, say: Callable[[str], None]
 ) -> Iterator[list[Callable[[Event], None]]]:
-    """Listeners for --mlflow and --wandb; at the end they have been told everything."""
+    """Listeners for --mlflow and --wandb; at the end, waits until they have taken all events."""
     uri, project = config.mlflow, config.wandb
     followers = []
     if uri is not None:

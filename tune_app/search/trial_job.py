@@ -1,6 +1,6 @@
-"""What one trial has to do: the record that goes from the study to the host, and whoever asks.
+"""The job of one trial: the record that goes from the study to the host.
 
-Imports neither torch nor ray: trial actors load it, and so may an executor without Ray.
+Imports neither torch nor ray, because trial actors load it, and executors without Ray use it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from tune_app.run.run_dir import population_state
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
 
-JOB = "job"  # the one key of what Ray Tune takes for a trial's config; its value is a TrialJob
-DUPLICATE = "__duplicate__"  # what a result says that repeats the last one, in Ray Tune's words
-REPORT = "report"  # the key of the Report in what Ray Tune takes for a result
+JOB = "job"  # the only key of the config that Ray Tune sees; its value is a TrialJob
+DUPLICATE = "__duplicate__"  # Ray Tune's key for a result that repeats the last one
+REPORT = "report"  # the key of the Report in the result that Ray Tune sees
 
 
 def report_of(result: Mapping[str, Any] | None) -> Report | None:
-    """The report in what Ray Tune takes for a trial's last result; None before the first one."""
+    """The report in the last result that Ray Tune has of a trial; None before the first one."""
     report: Report | None = (result or {}).get(REPORT)
     return report
 
@@ -30,7 +30,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-# Numbers of confirmation runs begin far from those of the study, which may grow.
+# Numbers of confirmation runs start far above those of the study, which may grow.
 FIRST_CONFIRMATION = 100_000
 
 
@@ -40,25 +40,25 @@ def confirmation_number(of: int, seed_index: int) -> int:
 
 
 def seed_index_of(number: int) -> int:
-    """Which fresh seed, from 1, the confirmation run of that number has."""
+    """The 1-based index of the confirmation run's fresh seed."""
     return number % 100
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial's training. Pickles; equal jobs train alike.
+    """One trial's training. Can be pickled; equal jobs give equal results.
 
     number: the trial's number in the study, or `confirmation_number`
     checkpoint: folder where its state is saved, and found again after an interruption
     origin: "default", "enqueued", "warm_start", "suggested" or "confirm"
     of: the trial that a confirmation run repeats
-    look: of a confirmation run: 0 where it chooses, else the number of the look that it is for
-    test: evaluate on the whole test split too, at the end (confirmation runs that judge)
-    population: part of a population: after each report the trial waits until the next one is asked
-        for, and its state is saved, so that other trials can be cloned from it
-    begin: the state to start from, used until this trial has saved one of its own by this config
-    deciding: the steps whose evaluations decide something (`trial_report.deciding_steps`); None:
-        all of them
+    look: for a confirmation run: 0 if it helps to choose, otherwise the number of the look that it
+        is for
+    test: at the end, evaluate on the whole test split too (confirmation runs that judge)
+    population: part of a population: after each report the trial waits until the next one is
+        requested, and its state is saved, so that other trials can be cloned from it
+    begin: state to start from, used until this trial has saved a checkpoint with this same config
+    deciding: steps whose evaluations decide something (`trial_report.deciding_steps`); None: all
     """
 
     number: int
@@ -74,11 +74,12 @@ class TrialJob:
 
     @property
     def is_default(self) -> bool:
-        """Whether answers may be stated against it, so that nothing ends or changes it early."""
+        """Whether the best config may be compared with it, so that it must not be stopped or
+        changed."""
         return self.number == 0 or self.origin == "default"
 
     def hyperparameters(self) -> dict[str, Any]:
-        """What its config sets, for programs that show values by name."""
+        """The config's values that are set, for programs that show them by name."""
         return {name: value for name, value in self.config.to_dict().items() if value is not None}
 
     @property
@@ -86,12 +87,12 @@ class TrialJob:
         return trial_name(self.number)
 
     def cloned(self, donor: Path, step: int, config: TrialConfig) -> TrialJob:
-        """This trial as a clone: it trains by `config` from the state that the trial with the
-        checkpoint folder `donor` had after `step` steps."""
+        """This trial as a clone: it trains with `config`, from the state after `step` steps of the
+        trial whose checkpoint folder is `donor`."""
         return replace(self, config=config, begin=population_state(donor, step))
 
 
 def job_of(config: Mapping[str, Any]) -> TrialJob:
-    """The job in what Ray Tune takes for a trial's config."""
+    """The job in the config that Ray Tune has of a trial."""
     job: TrialJob = config[JOB]
     return job

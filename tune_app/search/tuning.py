@@ -1,4 +1,4 @@
-"""The search itself: Optuna's trials, wherever they train, and the proof of what they found."""
+"""The search itself: Optuna's trials, on any executor, and the confirmation of the best configs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import check_same_data, judged_otherwise
 from tune_app.search.concurrency import runs_at_once, trials_at_once
 from tune_app.search.confirm_plan import ConfirmRun, next_step
-from tune_app.search.executor import Executor
+from tune_app.search.executor import Executor, Stage
 from tune_app.search.live import LiveView
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import JobList, StudyTrials
@@ -29,7 +29,7 @@ from tune_app.study.storage import missing_events, open_study, requeue_unfinishe
 from tune_app.tasks.known import task_named
 
 if TYPE_CHECKING:
-    from tune_app.search.stop_conditions import Ending
+    from tune_app.search.stop_conditions import StopConditions
 
 
 def whole_search(
@@ -37,27 +37,27 @@ def whole_search(
     space: SearchSpace,
     run: RunDir,
     executor: Executor,
-    live: LiveView,
-    ending: Ending,
+    view: LiveView,
+    stop: StopConditions,
 ) -> None:
-    """Search and confirmation, with tables and page that follow them."""
+    """Search and confirmation; tables and page are kept up to date meanwhile."""
     check_same_data(config, run, executor.about["fingerprint"])
     run.write_atomic(run.space_yaml, space.text)
     run.write_atomic(run.search_yaml, config.to_yaml())
-    live.introduce(executor)
+    view.introduce(executor)
     if judged_otherwise(run):
-        live.say(
-            "note: the run's earlier trials were compared on the first validation rows, those to "
-            "come on a sample in which each class has its share"
+        view.say(
+            "note: the run's earlier trials were compared on the first validation rows; new ones "
+            "are compared on a sample that is stratified by class"
         )
     with (
         kept_fresh(run),
-        executor.watched(live.show_hosts),
-        trackers(config, run, live.say) as tracked,
+        executor.watched(view.show_hosts),
+        trackers(config, run, view.say) as tracked,
     ):
-        log = EventLog(run, ending.listen, live.listen, executor.listen, *tracked)
-        search(config, space, run, executor, log, ending)
-        confirm(config, run, executor, live, log, ending)
+        log = EventLog(run, stop.listen, view.listen, executor.listen, *tracked)
+        search(config, space, run, executor, log, stop)
+        confirm(config, run, executor, view, log, stop)
 
 
 def search(
@@ -66,11 +66,11 @@ def search(
     run: RunDir,
     executor: Executor,
     log: EventLog,
-    ending: Ending,
+    stop: StopConditions,
 ) -> None:
-    """Runs what is left of the search's trials; every finished one is in the study and the events.
+    """Runs the remaining trials of the search; all finished ones are in the study and the events.
 
-    The study and the events of an earlier call in the same run directory are gone on with.
+    Continues the study and the events of earlier calls in the same run directory.
     """
     before = RunState.read(run)
     name = study_name(config, run)
@@ -96,17 +96,17 @@ def search(
     requeue_unfinished(study)
     for event in missing_events(study, before):
         log.record(event)
-    ending.begin(RunState.read(run))
-    # They come first in the study too, so that those that a kill kept out of it can be told.
+    stop.begin(RunState.read(run))
+    # They come first in the study too, so after a kill their number shows which ones are missing.
     for first in space.first_trials(base, config.trial, earlier)[
         len(study.get_trials(deepcopy=False)) :
     ]:
         first.enqueue(study)
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     left = config.trials - len(done)
-    if left > 0 and not ending():
-        # Suggestions of a resumed search must not repeat those of its beginning.
-        # A population begins before there is a result to learn from.
+    if left > 0 and not stop():
+        # A resumed search must not repeat its first suggestions, hence the seed. A population
+        # starts before there are results to learn from.
         sampler = build_sampler(
             "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
         )
@@ -115,66 +115,55 @@ def search(
         study.sampler = with_priors(sampler, expected, config.seed)
         if config.executor == "in-process":
             study.pruner = build_pruner(config.scheduler, config.steps)
-        trials = StudyTrials(study, space, base, run, ending, config.scheduler)
+        trials = StudyTrials(study, space, base, run, stop, config.scheduler)
+        at_once = trials_at_once(config, executor.tokens_in_flight)
+        if config.scheduler == "pbt":
+            at_once = left  # the whole population
         try:
             executor.train(
-                trials,
-                Recorder(log, ending),
-                name="search",
-                count=left,
-                at_once=(
-                    left
-                    if config.scheduler == "pbt"
-                    else trials_at_once(config, executor.tokens_in_flight)
-                ),
-                scheduler=config.scheduler,
-                stopping=ending,
+                trials, Recorder(log, stop), Stage("search", left, at_once, config.scheduler, stop)
             )
         finally:
             requeue_unfinished(study)
-    _record_end(log, executor, ending)
+    _record_end(log, executor, stop)
 
 
 def confirm(
     config: SearchConfig,
     run: RunDir,
     executor: Executor,
-    live: LiveView,
+    view: LiveView,
     log: EventLog,
-    ending: Ending,
+    stop: StopConditions,
 ) -> None:
-    """Trains the best configs again with fresh seeds, chooses one, and judges it and the default on
-    the test split, with more seeds where a few do not decide; `confirm` runs in the events.
+    """Trains the best configs again with fresh seeds, chooses one, and compares it with the default
+    on the test split, with more seeds while the result is undecided. In the events, these runs have
+    the origin `confirm`.
 
-    A budget that is spent ends the search only: what was found is confirmed. But there is no
-    further look then.
+    A spent budget only ends the search; its result is still confirmed, but without further looks.
     """
     begun: set[tuple[int, int]] = set()
-    while config.confirm and not ending.urgent:
-        step = next_step(load(run), config, extend=not ending())
+    while config.confirm and not stop.urgent:
+        step = next_step(load(run), config, extend=not stop())
         new = {(again.of, again.seed_index) for again in step.runs}
-        if not new - begun:  # nothing is left, or what is left does not come to an end
+        if not new - begun:  # nothing is left, or only runs that were started and did not end
             break
         begun |= new
         further = any(again.look > 1 for again in step.runs)
-        stopping: Callable[[], bool] = ending if further else _urgent(ending)
-        live.say(step.purpose)
-        live.expect(len(step.runs))
+        stopping: Callable[[], bool] = stop if further else _urgent(stop)
+        view.say(step.purpose)
+        view.expect(len(step.runs))
         executor.train(
             JobList([_confirm_job(again, run) for again in step.runs]),
             Recorder(log, stopping),
-            name="confirm",
-            count=len(step.runs),
-            at_once=runs_at_once(config),
-            scheduler="none",
-            stopping=stopping,
+            Stage("confirm", len(step.runs), runs_at_once(config), "none", stopping),
         )
     if begun:
-        _record_end(log, executor, ending)
+        _record_end(log, executor, stop)
 
 
-def _urgent(ending: Ending) -> Callable[[], bool]:
-    return lambda: ending.urgent
+def _urgent(stop: StopConditions) -> Callable[[], bool]:
+    return lambda: stop.urgent
 
 
 def _confirm_job(again: ConfirmRun, run: RunDir) -> TrialJob:
@@ -190,6 +179,6 @@ def _confirm_job(again: ConfirmRun, run: RunDir) -> TrialJob:
     )
 
 
-def _record_end(log: EventLog, executor: Executor, ending: Ending) -> None:
-    reason = ending.reason or "all trials are done"
+def _record_end(log: EventLog, executor: Executor, stop: StopConditions) -> None:
+    reason = stop.reason or "all trials are done"
     log.record(SearchEnded(reason=reason, hosts=tuple(executor.counters())))

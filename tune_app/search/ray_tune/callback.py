@@ -10,13 +10,13 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from tune_app.search.ray_tune.internals import failure_of
-from tune_app.search.ray_tune.trainable import MachinesFailed
+from tune_app.search.ray_tune.trainable import InfrastructureFailed
 from tune_app.search.recorder import Recorder
 from tune_app.search.trial_job import REPORT, job_of, report_of
 
 
 class RecordsTrials(tune.Callback):
-    """Passes on to the recorder what happens to trials."""
+    """Passes what happens to trials on to the recorder."""
 
     def __init__(self, recorder: Recorder, wait_if_ray_died: Callable[[], None]) -> None:
         self._recorder, self._wait_if_ray_died = recorder, wait_if_ray_died
@@ -28,7 +28,7 @@ class RecordsTrials(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id not in self._started:  # else it continues after a failure
+        if trial.trial_id not in self._started:  # otherwise it continues after a failure
             self._started.add(trial.trial_id)
             self._recorder.started(job_of(trial.config))
 
@@ -61,9 +61,9 @@ class RecordsTrials(tune.Callback):
 
 
 def _reason(trial: Trial) -> tuple[str, bool]:
-    """Why a trial failed, in one line, and whether its machines are to blame and not its config."""
+    """Why a trial failed, in one line, and whether it was an infrastructure failure."""
     cause = failure_of(trial)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if isinstance(cause, RayActorError):
         return "the process of the trial died", True
-    return lines[-1] if lines else type(cause).__name__, isinstance(cause, MachinesFailed)
+    return lines[-1] if lines else type(cause).__name__, isinstance(cause, InfrastructureFailed)

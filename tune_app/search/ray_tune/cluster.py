@@ -1,4 +1,4 @@
-"""Ray, the swarm and the trial hosts: what a search runs on, started together, gone at the end."""
+"""Ray, the swarm and the trial hosts that a search runs on: started together, ended together."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from tune_app.search.ray_tune.internals import (
 from tune_app.search.ray_tune.places import ways_round
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 
-# Nothing is reported home, and the commands' output is ours alone.
+# No usage data is sent, and the output contains only our own messages.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason stands in the table
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reasons are in the table
     "TUNE_WARN_THRESHOLD_S": "1000",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_MOST_STARTED_AHEAD = 32  # workers; each takes half a second of a processor
-_LOOK_S = 1.0  # how often Ray's own processes are looked at
+_MOST_STARTED_AHEAD = 32  # workers; each takes half a second of CPU time
+_LOOK_S = 1.0  # how often Ray's own processes are checked
 # Threads of a host's actor that answer trials; each running trial waits in at most one.
 _MOST_CALLS = 1000
 
@@ -52,8 +52,8 @@ class Cluster:
     """What a search runs on.
 
     hosts: actor handles
-    about: what the first host says of the data
-    tokens_in_flight: padded tokens that all hosts together compute at once
+    about: the first host's information about the data
+    tokens_in_flight: padded tokens that all hosts together compute concurrently
     dashboard: URL, or ""
     wait_if_ray_died: returns only where the Ray that was started here is alive
     """
@@ -71,18 +71,18 @@ class Cluster:
             host.stop_all.remote()
 
     def counters(self) -> list[dict[str, Any]]:
-        """What each host that still answers has done."""
+        """The counters of each host that still answers."""
         found = []
         for host in self.hosts:
             try:
                 found.append(ray.get(host.counters.remote(), timeout=10))
             except ray.exceptions.RayError:
-                continue  # a host that has died takes its counters along
+                continue  # the counters of a dead host are lost
         return found
 
 
 @contextmanager
-def cluster(
+def open_cluster(
     config: SearchConfig,
     *,
     progress: Callable[[str], None],
@@ -126,7 +126,7 @@ def _nothing() -> None:
 
 
 def _usage_error(error: Exception) -> Exception:
-    """The host's own ConfigError or swarm failure as a ConfigError; anything else as it is."""
+    """The host's ConfigError or swarm failure as a ConfigError; anything else unchanged."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, ConfigError):
         return ConfigError(cause.messages)
@@ -153,11 +153,11 @@ def _ray(config: SearchConfig) -> Iterator[str]:
             context = ray.init(address=config.address, **quiet)
         except Exception as error:  # Ray raises several unrelated types here
             raise ConfigError(
-                f"--address: no Ray cluster answers at {config.address!r}: {error}"
+                f"--address: no answer from a Ray cluster at {config.address!r}: {error}"
             ) from error
     else:
-        # Ray starts a worker at once for each (logical) processor, so for each trial: they are
-        # ready when the hosts are. With 3 times as many as it may start at a time it would warn.
+        # Ray immediately starts a worker for each (logical) CPU, so for each trial; they are ready
+        # when the hosts are. It warns about more than 3 times the startup concurrency.
         at_once = most_trials_at_once(config)
         workers = max(os.cpu_count() or 1, min(at_once, _MOST_STARTED_AHEAD))
         startup = str(max(workers, -(-at_once // 3)))
@@ -165,7 +165,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         stay_on_this_machine()
         with _deaf_to_hang_ups():
             context = ray.init(
-                address="local",  # or Ray joins any cluster that it finds on this machine
+                address="local",  # otherwise Ray joins any cluster that it finds on this machine
                 num_cpus=workers,
                 include_dashboard=True,
                 object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
@@ -183,8 +183,8 @@ def _ray(config: SearchConfig) -> Iterator[str]:
 
 @contextmanager
 def _deaf_to_hang_ups() -> Iterator[None]:
-    """What is started in here inherits that a SIGHUP waits. A terminal that closes sends it to all
-    of them, and Ray would be gone before the search could end."""
+    """Processes started in this block inherit that SIGHUP is blocked. A closing terminal sends it
+    to all of them, and Ray would be gone before the search could end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -231,7 +231,7 @@ def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
         count = hosts_on_cpu(config, model)
     threads = max(1, (os.cpu_count() or 1) // max(1, count // nodes))
     host = ray.remote(TrialHost)
-    # One for each search, so that the hosts of several on one cluster can be told apart.
+    # One for each search, so that the hosts of several searches on one cluster do not clash.
     namespace = f"tune_app-{uuid.uuid4().hex[:8]}"
     return [
         host.options(
@@ -248,7 +248,7 @@ def _start_hosts(config: SearchConfig, model: Path) -> list[Any]:
 
 
 def _stop_hosts(hosts: list[Any]) -> None:
-    """Lets hosts close their swarm clients in order; the ones that do not answer are killed."""
+    """Lets hosts close their swarm clients properly, then kills them."""
     closing = [host.close.remote() for host in hosts]
     ray.wait(closing, num_returns=len(closing), timeout=5)
     for host in hosts:

@@ -13,7 +13,7 @@ from tune_app.run.search_config import ConfigError
 def space_of_domains(given: Mapping[str, Any]) -> dict[str, Any]:
     """`parameters` of the domains and `fixed` of the plain values; yaml_space.py has the format.
 
-    Raises ConfigError for what has no place in it: grids, functions and normal distributions.
+    Raises ConfigError for what the format does not support: grids, functions, normal distributions.
     """
     parameters: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
@@ -25,8 +25,8 @@ def space_of_domains(given: Mapping[str, Any]) -> dict[str, Any]:
         spec = _parameter(value)
         if spec is None:
             messages.append(
-                f"space: {name}: must be a value, or uniform, loguniform, randint, lograndint, "
-                f"choice, quniform or qrandint of ray.tune; got {_shown(value)}."
+                f"space: {name}: must be a value, or ray.tune's uniform, loguniform, randint, "
+                f"lograndint, choice, quniform or qrandint, got {_shown(value)}."
             )
         else:
             parameters[name] = spec

@@ -1,4 +1,4 @@
-"""Trials by Ray Tune: each an actor, trained by the hosts of a cluster."""
+"""Trials run by Ray Tune: each is an actor, and the hosts of a cluster train it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tune_app.run.events import Event
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
+from tune_app.search.executor import Stage
 from tune_app.search.ray_tune.callback import RecordsTrials
-from tune_app.search.ray_tune.cluster import Cluster, cluster
+from tune_app.search.ray_tune.cluster import Cluster, open_cluster
 from tune_app.search.ray_tune.internals import ray_as_found, without_torch
 from tune_app.search.ray_tune.population import as_population
 from tune_app.search.ray_tune.prometheus import export_event, hosts_watched
@@ -40,51 +41,63 @@ class RayTune:
         config: SearchConfig,
         space: SearchSpace,
         run: RunDir,
-        machines: Cluster,
+        cluster: Cluster,
     ) -> None:
         self._config, self._space, self._run = config, space, run
-        self._machines = machines
-        self.about, self.dashboard = machines.about, machines.dashboard
-        self.tokens_in_flight = machines.tokens_in_flight
+        self._cluster = cluster
+        self.about, self.dashboard = cluster.about, cluster.dashboard
+        self.tokens_in_flight = cluster.tokens_in_flight
 
-    def train(
-        self,
-        jobs: Jobs,
-        recorder: Recorder,
-        *,
-        name: str,
-        count: int,
-        at_once: int,
-        scheduler: str,
-        stopping: Callable[[], bool],
-    ) -> None:
-        prepared, rule = None, build_trial_scheduler(scheduler, self._config.steps)
-        if scheduler == "pbt":
-            prepared, rule = as_population(
-                self._config, self._space, self._run, jobs, count, recorder.log
+    def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
+        prepared, scheduler = None, build_trial_scheduler(stage.scheduler, self._config.steps)
+        if stage.scheduler == "pbt":
+            prepared, scheduler = as_population(
+                self._config, self._space, self._run, jobs, stage.count, recorder.log
             )
-        wait_if_died = self._machines.wait_if_ray_died
-        _fit(
-            self._config,
-            self._run,
-            self._machines,
-            name=name,
-            trials=count,
-            at_once=at_once,
-            searcher=StudySearcher(jobs, wait_if_died, prepared),
-            scheduler=rule,
-            callbacks=[RecordsTrials(recorder, wait_if_died)],
-            stopping=stopping,
+        wait_if_died = self._cluster.wait_if_ray_died
+        searcher = StudySearcher(jobs, wait_if_died, prepared)
+        self._tuner(stage, searcher, scheduler, RecordsTrials(recorder, wait_if_died)).fit()
+
+    def _tuner(
+        self,
+        stage: Stage,
+        searcher: Searcher,
+        scheduler: TrialScheduler,
+        callback: tune.Callback,
+    ) -> tune.Tuner:
+        """What comes of its trials is in the events, which the recorder writes."""
+        return tune.Tuner(
+            register_trial(self._cluster.hosts, self._cluster.connection),
+            tune_config=tune.TuneConfig(
+                metric=OBJECTIVE,
+                mode="min",
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=stage.count,
+                max_concurrent_trials=stage.at_once,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=stage.name,
+                storage_path=str(self._run.ray),
+                stop=_EndSearch(stage.stopping, self._cluster.stop_trials),
+                callbacks=[callback, _TensorBoard()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts save them
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                verbose=1 if self._config.verbose else 0,
+            ),
         )
 
     def counters(self) -> list[dict[str, Any]]:
-        return self._machines.counters()
+        return self._cluster.counters()
 
     def listen(self, event: Event) -> None:
         export_event(event)
 
     def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
-        return hosts_watched(self._machines, show)
+        return hosts_watched(self._cluster, show)
 
 
 @contextmanager
@@ -97,18 +110,18 @@ def ray_tune(
     say: Callable[[str], None],
     ray_died: Callable[[], None],
 ) -> Iterator[RayTune]:
-    """Ready to train. Raises ConfigError where the user's model, data or swarm is not usable."""
+    """Ready to train. Raises ConfigError if the user's model, data or swarm cannot be used."""
     with (
-        cluster(config, progress=progress, say=say, ray_died=ray_died) as machines,
+        open_cluster(config, progress=progress, say=say, ray_died=ray_died) as cluster,
         ray_as_found(),
     ):
-        yield RayTune(config, space, run, machines)
+        yield RayTune(config, space, run, cluster)
 
 
 class _EndSearch(tune.Stopper):
-    """Stops all trials as soon as the search is to end.
+    """Stops all trials as soon as the search should end.
 
-    Tune lets every trial come to its next report first, so the hosts are told not to wait for it.
+    Tune waits for each trial's next report first, so the hosts are told to end them immediately.
     """
 
     def __init__(self, stopping: Callable[[], bool], stop_trials: Callable[[], None]) -> None:
@@ -118,7 +131,7 @@ class _EndSearch(tune.Stopper):
         return {}  # Ray pickles it for a `Tuner.restore` that never comes
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False  # trials end by themselves, or by the trial scheduler
+        return False  # trials end on their own, or by the trial scheduler
 
     def stop_all(self) -> bool:
         if self._stopping() and not self._stopped:
@@ -132,7 +145,7 @@ def _trial_name(trial: Any) -> str:
 
 
 class _TensorBoard(TBXLoggerCallback):
-    """Ray's own, with a trial's hyperparameters by their names: Ray knows of one, the job."""
+    """Ray's own, with each hyperparameter by name: for Ray the job is the only one."""
 
     def __init__(self) -> None:
         with without_torch():
@@ -141,43 +154,3 @@ class _TensorBoard(TBXLoggerCallback):
     def log_trial_start(self, trial: Trial) -> None:
         trial.evaluated_params = job_of(trial.config).hyperparameters()
         super().log_trial_start(trial)
-
-
-def _fit(
-    config: SearchConfig,
-    run: RunDir,
-    machines: Cluster,
-    *,
-    name: str,
-    trials: int,
-    at_once: int,
-    searcher: Searcher,
-    scheduler: TrialScheduler,
-    callbacks: list[tune.Callback],
-    stopping: Callable[[], bool],
-) -> None:
-    """One `Tuner.fit()`; what comes of it is in the events, written by the recorder."""
-    tuner = tune.Tuner(
-        register_trial(machines.hosts, machines.connection),
-        tune_config=tune.TuneConfig(
-            metric=OBJECTIVE,
-            mode="min",
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=trials,
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(run.ray),
-            stop=_EndSearch(stopping, machines.stop_trials),
-            callbacks=[*callbacks, _TensorBoard()],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # hosts write them
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            verbose=1 if config.verbose else 0,
-        ),
-    )
-    tuner.fit()

@@ -1,7 +1,7 @@
-"""All that is used of Ray without being public. No other file names a private part of it.
+"""Everything private in Ray that is used here. No other file uses private parts of it.
 
-`check_ray` looks before a search starts whether everything is still there, so that a Ray that has
-moved something is one clear line and not a hang, or an open port, in the middle of a search.
+`check_ray` checks before a search starts that all of it is still there. So if another version of
+Ray has moved something, there is one clear error instead of a hang or an open port later on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 # Ray's dashboard looks up in which cloud it runs, at addresses outside this machine, even where
 # usage statistics are off. No setting keeps it from that, but nobody answers at this proxy.
 _ASKS_NOBODY = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
-# Ray's own processes that listen nowhere but on this machine, by `_node_ip_address` below.
+# Makes Ray's processes listen on loopback only.
 LOOPBACK = {"_node_ip_address": "127.0.0.1", "dashboard_host": "127.0.0.1"}
 
 
@@ -56,7 +56,7 @@ def _part(part: _Part) -> Any:
 
 
 def check_ray() -> None:
-    """Raises ConfigError where this Ray is not built as the functions below take for granted."""
+    """Raises ConfigError if this version of Ray lacks what the functions below rely on."""
     parts = [_RESOLVE, _START, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
     parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _DUPLICATE]
     missing = []
@@ -97,18 +97,18 @@ def stay_on_this_machine() -> None:
 
 
 def check_loopback() -> None:
-    """Raises ConfigError where a process of the Ray that was started here listens elsewhere."""
+    """Raises ConfigError if a process of the Ray that was started here listens elsewhere."""
     known = {node["NodeManagerAddress"] for node in ray.nodes()} | set(_listening())
     outside = sorted(address for address in known if not _is_loopback(address))
     if outside:
         raise ConfigError(
-            f"ray {ray.__version__} listens on {', '.join(outside)} and not on this machine only, "
-            f"so others could run code here; tune_app was tested with ray {TESTED}."
+            f"ray {ray.__version__} also listens on {', '.join(outside)}, so others could run code "
+            f"here; tune_app was tested with ray {TESTED}."
         )
 
 
 def _listening() -> Iterator[str]:
-    """Addresses at which the processes of Ray, and what they have started, take connections."""
+    """Addresses at which Ray's processes, and their children, accept connections."""
     for processes in _part(_WORKER).all_processes.values():
         for info in processes:
             try:
@@ -127,8 +127,8 @@ def _is_loopback(address: str) -> bool:
 
 
 def ray_processes() -> tuple[Callable[[], set[str]], Callable[[], None]]:
-    """Of the Ray that was started here: which kinds of its processes have died, and what ends the
-    others at once."""
+    """For the Ray that was started here: functions that return which kinds of its processes have
+    died, and that kill the others immediately."""
     node = _part(_WORKER)
 
     def dead() -> set[str]:
@@ -141,13 +141,13 @@ def ray_processes() -> tuple[Callable[[], set[str]], Callable[[], None]]:
 
 
 def register_actor(name: str, actor: type) -> None:
-    """Tells Tune of a trainable that is no subclass of its own.
+    """Registers a trainable with Tune that is not a subclass of Tune's.
 
-    `tune.register_trainable` takes subclasses only, and what they import costs each trial's process
-    half a second.
+    `tune.register_trainable` only accepts subclasses, whose imports cost each trial's process half
+    a second.
     """
-    # Tune starts trials in an environment of their own (for PyTorch Lightning), which costs 0.3 s
-    # of processor time each, and leaves the processes that Ray has ready unused.
+    # Tune starts trials with a special environment (for PyTorch Lightning), which costs 0.3 s of
+    # CPU time each, and does not use the processes that Ray has ready.
     _part(_ENVIRONMENT).clear()
     for unused in (_STORAGE, _TRIAL_INFO):  # sent along; to unpickle them takes Ray Tune
         ray.util.register_serializer(_part(unused), serializer=_nothing, deserializer=_nothing)
@@ -160,8 +160,8 @@ def _nothing(_: object) -> None:
 
 @contextmanager
 def ray_as_found() -> Iterator[None]:
-    """What a search changes of Ray in this process is changed back: a Tuner of the caller's own may
-    come after it."""
+    """Undoes a search's changes to Ray in this process, so that the caller can use a Tuner
+    later."""
     environment = dict(_part(_ENVIRONMENT))
     loggers = os.environ.get(_NO_LOGGERS)
     os.environ[_NO_LOGGERS] = "1"  # JSON and CSV: the events have it all
@@ -191,19 +191,19 @@ def without_torch() -> Iterator[None]:
 
 
 def failure_of(trial: Any) -> BaseException:
-    """What a trial of Tune's has raised."""
-    # The local copy: the one in the trial's storage, which Ray itself reads, comes a failure later.
+    """The exception of a failed Tune trial."""
+    # The local copy; the one in the trial's storage, which Ray itself reads, is one failure behind.
     file = trial.pickled_error_file
-    # Without one it is an error of Ray Tune itself, which is kept as text only.
+    # Without a file it is an error of Ray Tune itself, which is only kept as text.
     error = pickle.loads(Path(file).read_bytes()) if file else trial.get_error()
     cause: BaseException = getattr(error, "cause", None) or error
     return cause
 
 
 def train_on(controller: Any, trial: Any) -> None:
-    """Asks a running trial that has been left waiting for its next report.
+    """Asks a running trial that was left waiting for its next report.
 
-    A scheduler gets a wrapper of the controller, which has a name for pausing and resuming only;
-    that would end the trial's actor.
+    A scheduler gets a wrapper of the controller that only offers pausing and resuming, which would
+    end the trial's actor.
     """
     controller._tune_controller._schedule_trial_train(trial)

@@ -1,7 +1,7 @@
-"""A function trainable for anyone's own `tune.Tuner`, with the hosts and packs of a search.
+"""A function trainable for your own `tune.Tuner`, with the hosts and packs of a search.
 
-The trials of one trainable on one node share a host: a detached actor, which ends by itself when
-nobody has trained on it for a while, and with Ray in any case.
+The trials of one trainable on one node share a host: a detached actor that ends on its own when it
+has been idle for a while, or with Ray.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import connection_to
 
 _NAMESPACE = "tune_app-trainables"
-_IDLE_S = 60.0  # after which a host that nobody trains on ends
+_IDLE_S = 60.0  # after which an idle host ends
 _LOOK_S = 1.0
 _ANSWER_S = 300.0  # a host that has to load its model first takes long to answer
 _MOST_CALLS = 1000
 
 
 class SharedHost(TrialHost):
-    """The host of a trainable's trials on one node; data that were given as tables it writes to a
-    folder of its own."""
+    """The host of a trainable's trials on one node; writes data given as tables to its own
+    folder."""
 
     def __init__(
         self, name: str, config: SearchConfig, tables: Mapping[str, bytes], threads: int
@@ -86,7 +86,7 @@ def trainable_on_hosts(
 
 
 def _host(name: str, config: SearchConfig, tables: Mapping[str, bytes]) -> Any:
-    """This node's host, made now where there is none yet."""
+    """This node's host, created if there is none yet."""
     node = ray.get_runtime_context().get_node_id()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = config.backbone == "local" and gpus > 0 and (config.device or "cuda") != "cpu"
@@ -104,13 +104,13 @@ def _host(name: str, config: SearchConfig, tables: Mapping[str, bytes]) -> Any:
 
 
 def _train(trial: TrialConfig, host: Any, folder: Path) -> None:
-    """Trains on the host, and tells Tune of each evaluation, with a checkpoint."""
+    """Trains on the host, and reports each evaluation to Tune with a checkpoint."""
     number = int.from_bytes(os.urandom(6), "big")
     job = TrialJob(number, trial, checkpoint=folder / "checkpoint")
     before = tune.get_checkpoint()
     if before is not None:
         before.to_directory(str(job.checkpoint))
-    repeats = before is not None  # a run that continues repeats its last report first
+    repeats = before is not None  # a resumed run first repeats its last report
     try:
         ray.get(host.begin.remote(job), timeout=_ANSWER_S)
         while True:

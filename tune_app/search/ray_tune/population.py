@@ -23,26 +23,25 @@ from tune_app.search.trial_job import JOB, TrialJob, job_of
 from tune_app.study.explore import explore
 from tune_app.study.space import SearchSpace
 
-_QUANTILE = 0.25  # gives way in each round, and is cloned; Ray's PopulationBasedTraining by default
+_QUANTILE = 0.25  # that is replaced in each round, by clones of as many; Ray's default
 
 
 class Population(FIFOScheduler):
     """Synchronous population-based training (Jaderberg et al. 2017, arXiv:1711.09846): after each
-    evaluation but the last all trials wait for each other, and the worst quarter continues as
-    clones of the best quarter, with other configs.
+    evaluation but the last, all trials wait for each other, and the worst quarter is replaced by
+    clones of the best quarter, with changed configs.
 
     Ranks and quantiles are those of Ray's PopulationBasedTraining. It is not a subclass of that:
 
     - a waiting trial keeps its actor (with no call outstanding) and its thread in the host. Ray's
       version restarts every actor in every round, and deadlocks if the last trial to report fails;
-    - whom a trial clones, and the changes, follow from the seed and the losses. Ray's draws from
-      the global generators;
-    - the hosts save what trials have trained (`population_state`), so nothing passes through Ray;
-    - the documented default continues as itself, whatever its rank: the answer is stated against
-      it.
+    - which trial is cloned, and the changes, follow from the seed and the losses. Ray's version
+      draws from the global generators;
+    - the hosts save the states of trials (`population_state`), so nothing passes through Ray;
+    - the documented default is never replaced, because the best config is compared with it.
 
-    A round is one event, written before any trial continues from it. When the search is killed, a
-    round has happened as a whole or not at all.
+    A round is one event, written before any trial continues. If the search is killed, a round has
+    been recorded completely or not at all.
     """
 
     def __init__(
@@ -70,11 +69,11 @@ class Population(FIFOScheduler):
     def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         step = result["step"]
         self._reports[trial] = step, result[OBJECTIVE]
-        # A resumed trial repeats its last report. NOOP: it runs, and nobody asks it for the next.
+        # A resumed trial repeats its last report. NOOP: it stays alive without a next request.
         return TrialScheduler.NOOP if step > self._decided else TrialScheduler.CONTINUE
 
     def choose_trial_to_run(self, controller: Any) -> Trial | None:
-        """Asked in every turn of Tune's loop: so nobody waits for a trial that has just ended."""
+        """Called in every turn of Tune's loop, so no trial waits for one that has just ended."""
         trials = controller.get_trials()
         alive = [trial for trial in trials if not trial.is_finished()]
         steps = [self._reports.get(trial, (0, math.nan))[0] for trial in alive]
@@ -97,7 +96,7 @@ class Population(FIFOScheduler):
             config = explore(of.config, step, self._space, self._base, rng)
             clones.append(Clone(job.number, of.number, config))
             self._reports[trial] = self._reports[donor]
-            controller.pause_trial(trial, should_checkpoint=False)  # starts again by its new job
+            controller.pause_trial(trial, should_checkpoint=False)  # restarts with its new job
             trial.set_config({JOB: job.cloned(of.checkpoint, step, config)})
         self._decided = step
         self._changed(PopulationChanged(step=step, changed=tuple(clones)))

@@ -1,5 +1,5 @@
-"""Figures of a running search at Ray's metrics endpoint, from where Prometheus and Grafana, and
-through them the Ray dashboard, take them. Ray puts `ray_` before each name."""
+"""Metrics of a running search at Ray's endpoint for Prometheus; Grafana and Ray's dashboard show
+them from there. Ray adds the prefix `ray_` to each name."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _HOST = {
 
 
 def export_event(event: Event) -> None:
-    """Exports the loss of a report that has one; other events pass."""
+    """Exports the loss of a report; ignores other events."""
     if isinstance(event, TrialReported) and math.isfinite(event.report.eval_loss):
         _LOSS.set(event.report.eval_loss, {"trial": str(event.trial)})
 
 
 def export_hosts(counters: list[dict[str, Any]]) -> None:
-    """Exports what `Cluster.counters` gives; a host that has done nothing yet has no figures."""
+    """Exports `Cluster.counters`; a host that has done nothing yet has none."""
     for host in counters:
         for key, gauge in _HOST.items():
             if key in host:
@@ -48,17 +48,15 @@ def export_hosts(counters: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def hosts_watched(
-    machines: Cluster, show: Callable[[list[dict[str, Any]]], None]
-) -> Iterator[None]:
-    """Every few seconds the hosts' counters are exported and shown, until the block ends."""
+def hosts_watched(cluster: Cluster, show: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
+    """Exports and shows the hosts' counters every few seconds until the block ends."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_POLL_S):
             try:
-                counters = machines.counters()
-            except Exception:  # Ray is being shut down, or has died: the search says so itself
+                counters = cluster.counters()
+            except Exception:  # Ray is shutting down or has died, which the search reports
                 return
             export_hosts(counters)
             show(counters)

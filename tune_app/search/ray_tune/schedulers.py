@@ -18,7 +18,7 @@ from tune_app.search.trial_job import job_of
 
 
 class KeepsActors(TrialScheduler):
-    """Makes a scheduler choose paused trials only; stands before Ray's class among the bases.
+    """Makes a scheduler choose paused trials only; must come before Ray's class among the bases.
 
     Tune starts pending trials on its own and hands a free actor to the newest one. If the scheduler
     also picks a pending trial, that trial takes the free actor while its own actor is still
@@ -31,7 +31,8 @@ class KeepsActors(TrialScheduler):
 
 
 class KeepsDefault(KeepsActors):
-    """The default, in both of its forms, runs to its end: the answer is stated against it."""
+    """The documented default always runs to its end, because the best config is compared with
+    it."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
@@ -55,7 +56,7 @@ class _HyperBand(KeepsActors, HyperBandScheduler):
 
 
 def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
-    """Ray Tune's scheduler of that name, with rungs at steps at which trials are evaluated."""
+    """Ray Tune's scheduler of that name, with rungs at steps after which trials are evaluated."""
     if name == "asha":
         return _Asha(
             time_attr="step",

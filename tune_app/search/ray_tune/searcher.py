@@ -13,8 +13,8 @@ from tune_app.search.trial_job import JOB, REPORT, TrialJob, report_of
 
 
 class StudySearcher(Searcher):
-    """Tune's view of `Jobs`, in place of Ray's OptunaSearch: that one suggests parameters,
-    this one whole jobs."""
+    """Tune's view of `Jobs`. Replaces Ray's OptunaSearch, which suggests parameters instead of
+    whole jobs."""
 
     def __init__(
         self,

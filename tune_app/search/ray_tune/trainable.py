@@ -1,7 +1,7 @@
-"""The trial as Ray Tune sees it: a featherweight that asks its host to train and passes on reports.
+"""The trial as Ray Tune sees it: a light actor that asks its host to train and passes on reports.
 
-Its process imports neither torch nor Ray Tune, because starting a trial has to cost next to
-nothing: an actor of Ray's takes 0.4 s of processor time, Ray Tune with pandas and Ray Data 0.5 s.
+Its process imports neither torch nor Ray Tune, so that trials start cheaply: a Ray actor takes 0.4
+s of CPU time, and importing Ray Tune with pandas and Ray Data another 0.5 s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tune_app.run.trial_report import Report, Update
 from tune_app.search.trial_job import DUPLICATE, JOB, REPORT, TrialJob, job_of
 from tune_app.serve.connection import Connection
 
-# An update comes within seconds; a host that has to load its model again takes longer.
+# An update comes within seconds, unless a host has to load its model again.
 _ANSWER_TIMEOUT_S = 300.0
 _RETRY_S = 1.0
 _TINY_CPU = 0.001  # a trial only waits; the host does the work
@@ -28,15 +28,15 @@ class TrialFailed(RuntimeError):
     """Training raised on the host; the text is its traceback."""
 
 
-class MachinesFailed(TrialFailed):
-    """The host or the swarm is gone, which says nothing about the trial's config."""
+class InfrastructureFailed(TrialFailed):
+    """The host or the swarm is gone; the trial's config is not to blame."""
 
 
 class TrialActor:
-    """One trial after another: an actor of Tune's, which reuses it.
+    """An actor of Ray Tune that runs one trial after another.
 
-    No subclass of Tune's Trainable, or its process would have to import that; it has the methods
-    that Tune calls (a test holds them against Trainable's).
+    Not a subclass of Tune's Trainable, because its process would have to import that; it has the
+    methods that Tune calls (a test compares them with Trainable's).
 
     hosts: handles of the TrialHost actors; the one with the fewest trials gets the next one
     connection: the swarm, for a host that was restarted and has none
@@ -47,18 +47,18 @@ class TrialActor:
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        from ray.tune import PlacementGroupFactory  # asked for where Tune runs
+        from ray.tune import PlacementGroupFactory  # called in the process where Tune runs
 
         return PlacementGroupFactory([{"CPU": _TINY_CPU}])
 
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
-        """config: holds the TrialJob (`job_of`); storage: Tune's, not used, for checkpoints and
-        reports are in the run directory."""
+        """config: has the TrialJob (`job_of`); storage: Tune's, not used, because checkpoints and
+        reports are in the run directory"""
         self._begin(config)
         self._first = self._job.name
 
     def __repr__(self) -> str:
-        """The actor's name in Ray's dashboard; it is asked once, whatever the actor does later."""
+        """The actor's name in Ray's dashboard; Ray reads it once, when the actor starts."""
         return f"{self._first} and later"
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
@@ -73,10 +73,10 @@ class TrialActor:
         self._reports, self._began, self._reported = 0, time.time(), time.time()
 
     def train(self) -> dict[str, Any]:
-        """The next report, with what Tune's Trainable adds to each; `done` with the last one.
+        """The next report, with the fields that Tune's Trainable adds; `done` in the last one.
 
-        Raises TrialFailed or MachinesFailed; Tune then starts the trial again, and the host goes on
-        from its last checkpoint, a bounded number of times.
+        Raises TrialFailed or InfrastructureFailed; Tune then restarts the trial a limited number of
+        times, and the host resumes from the last checkpoint.
         """
         try:
             if self._host is None:
@@ -85,15 +85,19 @@ class TrialActor:
             while True:
                 update: Update = self._ask("next_update", self._job.number)
                 if update.error is not None:
-                    raise (MachinesFailed if update.unavailable else TrialFailed)(update.error)
+                    raise (InfrastructureFailed if update.unavailable else TrialFailed)(
+                        update.error
+                    )
                 if update.report is not None:
                     return self._result(update.report)
                 if update.done:  # stopped by the host, with nothing new to report
                     return {DUPLICATE: True, "done": True}
         except ray.exceptions.RayActorError as error:
-            raise MachinesFailed("the trial host died") from error
+            raise InfrastructureFailed("the trial host died") from error
         except ray.exceptions.GetTimeoutError as error:
-            raise MachinesFailed(f"no answer of the host in {_ANSWER_TIMEOUT_S:g} s") from error
+            raise InfrastructureFailed(
+                f"no answer of the host in {_ANSWER_TIMEOUT_S:g} s"
+            ) from error
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._host, method).remote(*arguments), timeout=_ANSWER_TIMEOUT_S)
@@ -116,7 +120,7 @@ class TrialActor:
         )
 
     def stop(self) -> None:
-        """Lets the host forget the trial, wherever its training stands."""
+        """Makes the host drop the trial, at any point of its training."""
         if self._host is not None:
             self._host.stop.remote(self._job.number, self._job)
             self._host = None
@@ -125,7 +129,7 @@ class TrialActor:
         return ray.util.get_node_ip_address(), os.getpid()
 
     def get_auto_filled_metrics(self, debug_metrics_only: bool = True) -> dict[str, Any]:
-        """Where and when; asked for alone by Tune where a trial has ended without a report."""
+        """Place and time; Tune requests only these if a trial has ended without a report."""
         now = datetime.now()
         return {
             "date": now.strftime("%Y-%m-%d_%H-%M-%S"),
@@ -136,8 +140,8 @@ class TrialActor:
 
 
 def register_trial(hosts: list[Any], connection: Connection) -> str:
-    """Tells Tune of `TrialActor` on these hosts; the name that `tune.Tuner` takes for it."""
-    from tune_app.search.ray_tune.internals import register_actor  # where Tune runs
+    """Registers `TrialActor` for these hosts. Returns the name to give to `tune.Tuner`."""
+    from tune_app.search.ray_tune.internals import register_actor  # called where Tune runs
 
     values = {"hosts": tuple(hosts), "connection": connection}
     register_actor("Trial", type("Trial", (TrialActor,), values))
@@ -145,8 +149,8 @@ def register_trial(hosts: list[Any], connection: Connection) -> str:
 
 
 def _least_loaded(hosts: tuple[Any, ...], trial: int) -> Any:
-    """The host with the fewest trials, and of several one after the other, since trials that begin
-    at the same time do not see each other. Waits while none is there because Ray restarts them."""
+    """The host with the fewest trials. Ties are broken by the trial's number, because trials that
+    start at the same time do not see each other. Waits while Ray is restarting all hosts."""
     deadline = time.monotonic() + _ANSWER_TIMEOUT_S
     while True:
         loads, dead = [], 0
@@ -161,5 +165,5 @@ def _least_loaded(hosts: tuple[Any, ...], trial: int) -> Any:
         if loads:
             return hosts[min(loads)[2]]
         if dead == len(hosts) or time.monotonic() > deadline:
-            raise MachinesFailed("no trial host is left")
+            raise InfrastructureFailed("no trial host is left")
         time.sleep(_RETRY_S)
