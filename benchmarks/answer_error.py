@@ -88,12 +88,12 @@ class Data:
         }
 
 
-def simulated(gap: float, seed: int) -> tuple[str, int]:
+def simulated(gap: float, seed: int, seeds: int, tested: int) -> tuple[str, int]:
     """The same for losses by formula, in nats, of two configs that are better than the default by
     `gap`. Deviations of a paired difference as runs of the demo task have them: 0.03 of the seeds,
     0.6 of the rows, and 0.6 of each row in each run."""
     generator = np.random.default_rng([seed, 7])
-    config, tested = SearchConfig(), 194
+    config = SearchConfig(confirm_seeds=seeds)
 
     def gaps(seeds: int, rows: int, row_R: np.ndarray) -> np.ndarray:
         own_S1 = generator.normal(0, 0.03, (seeds, 1))
@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["random", "learnable"])
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--gap", type=float, default=-0.2, help="of a simulated better config")
+    parser.add_argument("--seeds", type=int, default=6, help="--confirm-seeds of a simulation")
+    parser.add_argument("--test-rows", type=int, default=194, help="of a simulation")
     parser.add_argument("--out", type=Path, help="keeps the runs and answers.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +212,8 @@ def main() -> None:
             began, said, pairs = time.monotonic(), Counter[str](), Counter[int]()
             for seed in range(1, options.searches + 1):
                 if model is None:
-                    answer, took = simulated(options.gap if kind == "learnable" else 0.0, seed)
+                    gap = options.gap if kind == "learnable" else 0.0
+                    answer, took = simulated(gap, seed, options.seeds, options.test_rows)
                 else:
                     folder = out / f"{kind}-{seed}"
                     answer, took = search(model, kind == "learnable", seed, folder)

@@ -65,8 +65,8 @@ parameters:
   warmup_steps: {space: qrandint, lower: 0, upper: 40, q: 10}
 """
 LR_PER_DECADE = 6
-PRIOR = NumberPrior(1e-2, 3.0)  # of search_spaces/default.yaml
-WRONG_PRIOR = NumberPrior(1e-4, 3.0)
+PRIOR = NumberPrior(5e-3, 3.0)  # of search_spaces/default.yaml
+WRONG_PRIOR = NumberPrior(5e-5, 3.0)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,13 @@ def check_warm_start(config: SearchConfig, space: SearchSpace) -> list[str]:
 def take_over(config: SearchConfig, space: SearchSpace) -> WarmStarted:
     """What the search takes over. Raises ConfigError where a run is gone since it was checked."""
     runs = [EarlierRun.read(path) for path in dict.fromkeys(config.warm_start)]
-    base = config.base_trial()
+    return learned(runs, space, config.base_trial(), config.trials)
+
+
+def learned(
+    runs: list[EarlierRun], space: SearchSpace, base: TrialConfig, trials: int
+) -> WarmStarted:
+    """What a search of `trials` trials over the space takes over from the runs."""
     moved = [[_moved(earlier, space, base) for earlier in run.ranked] for run in runs]
     inside = [[config for config in configs if config is not None] for configs in moved]
     # The best of each run, then the second of each: runs count alike.
@@ -129,7 +135,7 @@ def take_over(config: SearchConfig, space: SearchSpace) -> WarmStarted:
             priors[parameter.name] = to_json(fitted(values, parameter.distribution))
     return WarmStarted(
         trials={str(run.path): len(run.ranked) for run in runs},
-        first=tuple(first[: max(1, config.trials // _ONE_IN)]),
+        first=tuple(first[: max(1, trials // _ONE_IN)]),
         priors=priors,
     )
 
