@@ -234,7 +234,7 @@ def test_chosen_by_validation_with_seeds_that_judge_nothing(tmp_path: Path):
         ([-0.3, -0.31, -0.29], "better", "a paired difference of \N{MINUS SIGN}0.300"),
         ([0.3, 0.31, 0.29], "not better", "a paired difference of +0.300"),
         ([0.0, 0.001, -0.001], "not better", "A gain of more than 0.019 is ruled out."),
-        ([-0.1, -0.05, -0.2], "undecided", "fresh seeds would tell (--confirm-seeds "),
+        ([-0.1, -0.05, -0.2], "undecided", "fresh seeds would decide it (--confirm-seeds "),
         ([-0.1], "undecided", "One pair of runs is too few"),
     ],
 )
@@ -301,7 +301,7 @@ def test_better_on_test_rows_and_worse_in_validation_is_no_answer(tmp_path: Path
     judge(writer, [-0.3, -0.31, -0.29], valid=1.95)
     results = writer.load()
     assert verdict(results).kind == "undecided"
-    assert "On the validation split it is the other way round." in verdict(results).sentence
+    assert "On the validation split, however, the default is better." in verdict(results).sentence
     assert results.best is not None
     assert results.best["trial"] == 0
 
@@ -369,10 +369,13 @@ def test_the_better_default_is_what_answers_are_stated_against(tmp_path: Path):
     assert results.default["trial"] == 1
     found = verdict(results)
     assert found.kind == "undecided"
-    assert "the default with a tenth of warmup loss 1.800" in found.sentence
+    assert "the default with a warmup of a tenth loss 1.800" in found.sentence
     assert "so part of it may be luck" in found.sentence
     text = " ".join(summary(results).split())
-    assert "the documented default loss 2.000, accuracy 0.500; the default with a tenth" in text
+    assert (
+        "the documented default loss 2.000, accuracy 0.500; the default with a warmup of a tenth"
+        in text
+    )
 
 
 def test_few_validation_rows_are_said_without_a_confirmation(tmp_path: Path):

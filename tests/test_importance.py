@@ -67,8 +67,8 @@ def test_importance_covers_conditional_parameters_once_enough_trials_held_them(r
 def test_importance_is_silent_with_too_few_trials(run: RunDir):
     _study(run, MIN_TRIALS - 1)
     assert importance(load(run)).empty
-    few = f"too few complete trials (have {MIN_TRIALS - 1}, need {MIN_TRIALS})"
-    assert f"Importance of the hyperparameters: {few}.\n" in summary(load(run))
+    few = f"too few complete trials ({MIN_TRIALS - 1}, needs {MIN_TRIALS})"
+    assert f"Hyperparameter importance: {few}.\n" in summary(load(run))
 
 
 def test_importance_is_read_from_a_storage_of_the_users(run: RunDir):

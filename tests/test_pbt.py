@@ -136,9 +136,9 @@ def test_results_say_what_changed(run: RunDir) -> None:
     table = pd.read_csv(run.trials_csv).set_index("trial")
     assert table["changes"].notna()[2]
     text = summary(results)
-    assert "Importance of the hyperparameters: not of a population" in text
+    assert "Hyperparameter importance: not available with" in text
     assert "--trials" not in text  # a population keeps its size
-    assert "not of a population" in run.report_html.read_text()
+    assert "not available with --scheduler pbt" in run.report_html.read_text()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from tune_app.report.page import render
 from tune_app.report.page.comparison import run_names
 from tune_app.report.page.figures import curves
 from tune_app.report.results import load
-from tune_app.report.write import kept_fresh, write_all
+from tune_app.report.write import refreshed_in_background, write_all
 from tune_app.run.run_dir import RunDir
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -438,6 +438,6 @@ def test_a_page_that_takes_long_is_rebuilt_less_often(
     monkeypatch.setattr(report, "write_all", slow)
     run = RunDir(tmp_path)
     run.append_event({"event": "trial_ended", "trial": 0})
-    with kept_fresh(run):
+    with refreshed_in_background(run):
         time.sleep(0.5)
     assert rebuilt == 1

@@ -125,7 +125,7 @@ def test_the_summary_works_for_every_run_and_keeps_to_the_width(
     text = summary(write_tables(run), width)
     assert "nan" not in text.replace("eval_loss is nan", "").lower()
     assert "<NA>" not in text
-    commands = ("In /", "Report:", "Study:", "Use the", "Train it", "Search on:", "Go on:")
+    commands = ("In /", "Report:", "Study:", "Use the", "Train it", "Add trials:", "Continue:")
     for line in text.splitlines():
         assert len(line) <= width or line.startswith(commands), line
 

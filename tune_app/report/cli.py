@@ -1,6 +1,7 @@
-"""python -m tune_app.report RUN [RUN2 …]: rebuilds a run's tables and page from its events.
+"""The command `python -m tune_app.report`.
 
-With several runs: one page that compares them. Works while a search runs, and after it died.
+Rebuilds the tables and the page of a run from its events. With several runs, also writes one page
+that compares them. Works while a search is running, and after it was killed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tune_app.report", description=__doc__.split("\n\n", 1)[1]
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("comparison.html"),
-        help="where the comparison of several runs goes (default: %(default)s)",
+        help="file for the comparison of several runs (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = []
     for run in runs:
         results = load(run)
-        if len(runs) == 1:  # the answer first, whatever can be written
+        if len(runs) == 1:  # before anything is written, which may fail
             print(findings(results, width))
         failed += write_files(results, width)
         print(files(results, width) if len(runs) == 1 else f"Report: {run.report_html}\n", end="")
@@ -55,21 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             failed.append(f"{out}: {error.strerror or error}")
     for file in failed:
-        print(f"not written: {file}", file=sys.stderr)
+        print(f"could not be written: {file}", file=sys.stderr)
     return int(bool(failed))
 
 
 def _checked(paths: Sequence[str]) -> list[RunDir]:
-    """The runs, each once. Raises ConfigError with every folder that is none."""
+    """The runs, without duplicates. Raises ConfigError with every folder that is not a run."""
     runs = {RunDir(path).path: RunDir(path) for path in paths}
     wrong = []
     for path, run in runs.items():
         if not path.is_dir():
             wrong.append(f"RUN must be the folder of a search; {path} does not exist")
         elif not run.events_jsonl.exists():
-            wrong.append(f"RUN must be the folder of a search; {path} holds no events.jsonl")
+            wrong.append(f"RUN must be the folder of a search; {path} has no events.jsonl")
         elif not os.access(path, os.W_OK):
-            wrong.append(f"The report is written into RUN; {path} is not writable")
+            wrong.append(
+                f"RUN must be writable, because the report is written there; {path} is not"
+            )
     if wrong:
         raise ConfigError(wrong)
     return list(runs.values())

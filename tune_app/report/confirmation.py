@@ -2,12 +2,12 @@
 
 After a search the best few configs are each trained again with two fresh seeds, and the one with
 the lowest mean validation cost is *chosen*. Then the chosen one and the default are *judged*: both
-are trained with further seeds, which chose nothing, and compared on the test split. So neither the
-choice among several configs nor the choice of rows flatters what is judged.
+are trained with further seeds, which had no part in the choice, and compared on the test split. So
+the comparison is not biased by having chosen among several configs.
 
-Runs with the same seed see the same data in the same order, from the same initial prompts where
-their prompt length is the same. So they are compared in pairs, which takes out most of the seed's
-noise. How many pairs, and how sure they make: `evidence.py`.
+Runs with the same seed see the same data in the same order, with the same initial prompts if their
+prompt lengths are equal. So they are compared in pairs, which removes most of the seed's noise.
+`evidence.py` says how many pairs are trained, and how certain a difference is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RowsOf = Callable[[int], list[dict[str, float]] | None]  # a run's number -> its
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the confirmation says of the chosen config against the baseline.
+    """The result of comparing the chosen config with the baseline.
 
     gap: the difference of their costs (below zero: the chosen one is better) on `split`
     look: how many times the run's confirmations have been looked at, this one included; 0 for
@@ -133,9 +133,9 @@ def choose(runs: pd.DataFrame, candidates: list[int], objective: Objective) -> i
 
 
 def judged(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> Judged:
-    """How far the judging of a trial against the baseline has come.
+    """The progress of judging a trial against the baseline.
 
-    most: --confirm-seeds, where it is known
+    most: --confirm-seeds, if known
     """
     mine = runs[(runs["of"] == trial) & (runs["look"] > 0).fillna(False)]
     theirs = runs[(runs["of"] == baseline) & (runs["look"] > 0).fillna(False)]
@@ -159,9 +159,9 @@ def confirmation(
     rows_of: RowsOf = lambda run: None,
     constant: float | None = None,
 ) -> Confirmation:
-    """The confirmation as far as it has come.
+    """The confirmation so far.
 
-    baselines: the trials that answers may be stated against; the confirmed one of them is
+    baselines: the trials that may be compared with; the one that was confirmed is used
     most: --confirm-seeds
     constant: the objective's value on the test split of always giving the same answer
     """
@@ -197,10 +197,10 @@ def _chosen(
     most: int | None,
     old: bool,
 ) -> tuple[int | None, Judged | None]:
-    """The config that the answer is about, and its latest look that is complete.
+    """The config that the answer is about, and its latest complete look.
 
-    Of several that were judged (a search that was extended has another best one) it is the one with
-    the lowest mean validation cost: each has spent a part of LEVEL of its own.
+    If several were judged (an extended search may have another best config), it is the one with the
+    lowest mean validation cost: each has spent its own part of LEVEL.
     """
     found = []
     for trial in candidates:
@@ -213,7 +213,7 @@ def _chosen(
         else:
             look = _complete(runs, trial, baseline, most)
         cost = float(finished[objective.column].map(objective.cost).mean())
-        # Whoever is a seed behind, because it diverges or still runs, must wait.
+        # A config with fewer seeds, because it diverged or is still running, comes later.
         found.append((look is None, -len(finished) if old else 0, cost, trial, look))
     if found:
         *_, trial, look = min(found, key=lambda entry: entry[:4])
@@ -225,7 +225,7 @@ def _chosen(
 
 
 def _complete(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> Judged | None:
-    """The latest look that has all of its pairs; None before the first has."""
+    """The latest look with all of its pairs; None before the first one is complete."""
     state = judged(runs, trial, baseline, most)
     if state.complete:
         return state
@@ -301,7 +301,7 @@ def _evidence(
 
 
 def _by_row(numbers: list[int], rows_of: RowsOf, objective: Objective) -> np.ndarray | None:
-    """The cost of each of these runs by test row, [S, R]; None where that is not known of all."""
+    """The cost of each of these runs by test row, [S, R]; None if it is not known for all."""
     values: list[np.ndarray] = []
     for number in numbers:
         rows = rows_of(number)

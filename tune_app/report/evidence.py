@@ -1,26 +1,26 @@
-"""How sure a difference is that a few seeds and some rows of a test split have shown.
+"""How certain a difference is that was measured with a few seeds and some test rows.
 
-Two things might have come out otherwise: the seeds (other prompts to begin with, another order of
-the data) and the rows of the test split. The interval allows for both.
+Two things are random: the seeds (initial prompts and data order) and the rows of the test split.
+The interval allows for both.
 
-Seeds: runs of the same seed are compared in pairs; Student's t on their differences, which has only
-as many degrees of freedom as there are pairs, less one. Rows: Student's t on the differences per
-row, averaged over the seeds, less what seeds and rows have in common (the residual of the two-way
-layout: Searle, Casella and McCulloch 1992), which the seeds' part holds already. A figure that is
-no mean of rows (macro F1, perplexity, a mean over tokens) is taken apart into rows by the
+Seeds: runs with the same seed are compared in pairs, with Student's t on their differences, which
+has one degree of freedom less than there are pairs. Rows: Student's t on the differences per row,
+averaged over the seeds, minus the interaction of seeds and rows (the residual of the two-way
+layout: Searle, Casella and McCulloch 1992), which the seeds' part already includes. A metric that
+is not a mean over rows (macro F1, perplexity, a mean over tokens) is divided into rows by the
 jackknife's pseudo-values (Tukey 1958), whose variance errs on the large side (Efron and Stein
 1981).
 
-Both half-widths are added as squares. That is wider than Cochran's solution of the Behrens-Fisher
-problem (Cochran 1964), which keeps its level, so it errs on the careful side.
-Welch's and Satterthwaite's degrees of freedom would not: with three seeds and equal parts of seeds
-and rows a 95 % interval of theirs misses in 5.7 %, one of two seeds in 7 to 12 %.
+The squares of both half-widths are added. That is wider than Cochran's solution of the
+Behrens-Fisher problem (Cochran 1964), which keeps its level, so it errs on the safe side. Welch's
+and Satterthwaite's degrees of freedom would not: with three seeds and equal parts of seeds and
+rows, their 95 % interval misses in 5.7 % of cases, with two seeds in 7 to 12 %.
 
 The seeds come in looks: after 3 pairs, 6, 12, and so on. Each look spends a part of the 5 % by
 which the whole answer may be wrong, whatever was seen before (alpha spending: Lan and DeMets 1983).
-The parts add up, so no joint distribution has to be assumed (Bonferroni's bound), which the t of
-three pairs would not have. What is left after the second look is halved again and again, so that a
-confirmation may always be extended later.
+The parts add up, so no joint distribution has to be assumed (Bonferroni's bound); for the t of
+three pairs there is none. What is left after the second look is halved each time, so that a
+confirmation can always be extended later.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-LEVEL = 0.05  # by which an answer may be wrong, all of its looks together
+LEVEL = 0.05  # the probability that an answer is wrong, over all of its looks
 FIRST_LOOK = 3  # pairs of runs
 _EARLY_SHARES = (0.4, 0.4)  # of LEVEL, spent by the first two looks
 
 
 def level_of(look: int) -> float:
-    """What look number `look` (from 1) spends of LEVEL; all looks there can be add up to it.
+    """The part of LEVEL that look number `look` (from 1) spends; all possible looks add up to it.
 
     >>> [round(level_of(look), 4) for look in (1, 2, 3, 4)]
     [0.02, 0.02, 0.005, 0.0025]
@@ -48,7 +48,7 @@ def level_of(look: int) -> float:
 
 
 def next_look(pairs: int, most: int) -> int:
-    """How many pairs the next look takes, `most` at most; as many as now: there is none.
+    """How many pairs the next look has, at most `most`; if it equals `pairs`, there is none.
 
     >>> [next_look(n, 10) for n in (0, 1, 3, 6, 10)]
     [3, 3, 6, 10, 10]
@@ -61,9 +61,9 @@ def next_look(pairs: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and how far the truth may lie from it: `mean` plus or minus `half`.
+    """An interval around a mean: `mean` plus or minus `half`.
 
-    level: the probability with which it may miss the truth
+    level: the probability that it misses the true value
     half: NaN for fewer than two seeds
     """
 
@@ -86,10 +86,10 @@ class Interval:
 
 
 def interval(values_S: np.ndarray, rows_SR: np.ndarray | None, level: float) -> Interval:
-    """The interval that misses the truth with a probability of `level` at most.
+    """The interval that misses the true value with a probability of at most `level`.
 
     values_S: one value for each seed
-    rows_SR: the same for each row; None where the rows are not known
+    rows_SR: the same for each row; None if the rows are not known
     """
     seeds = len(values_S)
     if seeds == 0:
@@ -116,8 +116,8 @@ def half_width(deviation: float, count: int, level: float) -> float:
 
 
 def pairs_needed(found: Interval, pairs: int, looks: int, distance: float, most: int) -> int | None:
-    """At how many pairs a later look would have a half-width below `distance`, if deviations stay
-    as they are; None where `most` pairs would not do."""
+    """The number of pairs at which a later look would have a half-width below `distance`, if the
+    standard deviations stay the same; None if `most` pairs are not enough."""
     if not math.isfinite(found.half):
         return None
     deviation = found.seed_half / half_width(1.0, pairs, found.level)

@@ -1,7 +1,7 @@
 """Which hyperparameters mattered: PED-ANOVA over the run's Optuna study.
 
-PED-ANOVA asks how differently a hyperparameter is distributed among the best trials than among all
-(Watanabe et al. 2023, arXiv:2304.10255); Optuna's form of it covers conditional parameters.
+PED-ANOVA measures how much a hyperparameter's distribution among the best trials differs from that
+among all (Watanabe et al. 2023, arXiv:2304.10255); Optuna's version covers conditional parameters.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tune_app.report.results import Results
 
-TOP = 0.25  # the share of trials that counts as the best
+TOP = 0.25  # the share of trials that counts as best
 # Optuna's documentation asks for at least 5 trials among the best: 5 / 0.25.
 MIN_TRIALS = 20
 
 
 def importance(results: Results) -> pd.DataFrame:
-    """`_importance`, computed once however many files and pages show it."""
+    """`_importance`, computed once for all files and pages that show it."""
     if "importance" not in results.computed:
         results.computed["importance"] = _importance(results)
     table: pd.DataFrame = results.computed["importance"]
@@ -31,11 +31,11 @@ def importance(results: Results) -> pd.DataFrame:
 
 
 def _importance(results: Results) -> pd.DataFrame:
-    """Columns parameter, importance (they add up to 1), trials (that held it); greatest first.
+    """Columns parameter, importance (they add up to 1), trials (that had it); greatest first.
 
-    Empty where there is no study, too few trials or a population, whose trials have ended with
-    other values than the study knows; a parameter that fewer than MIN_TRIALS complete trials held,
-    or held with one value only, is left out.
+    Empty if there is no study, too few trials, or a population, whose trials end with other values
+    than the study has. Leaves out parameters that fewer than MIN_TRIALS complete trials had, or
+    that always had the same value.
     """
     empty = pd.DataFrame(
         {"parameter": pd.Series(dtype=str), "importance": [], "trials": pd.Series(dtype=int)}
@@ -59,7 +59,7 @@ def _importance(results: Results) -> pd.DataFrame:
                 params=list(held),
                 normalize=False,
             )
-        except RuntimeError:  # all losses are equal, say
+        except RuntimeError:  # for example if all losses are equal
             return empty
     total = sum(found.values())
     if not total > 0:
@@ -70,18 +70,21 @@ def _importance(results: Results) -> pd.DataFrame:
 
 
 def why_none(results: Results) -> str:
-    """Why there is no importance yet, in words; "" where there is no study to ask."""
+    """Why there is no importance, in words; "" if there is no study."""
     if results.population:
-        return "not of a population, whose trials change them on the way"
+        return (
+            "not available with --scheduler pbt, because trials change their hyperparameters while "
+            "they train"
+        )
     study, values = _study(results)
     most = max(map(len, values.values()), default=0)
     if study is None or most >= MIN_TRIALS:
         return ""
-    return f"too few complete trials (have {most}, need {MIN_TRIALS})"
+    return f"too few complete trials ({most}, needs {MIN_TRIALS})"
 
 
 def storage_url(results: Results) -> str:
-    """Where Optuna finds the run's study; "" where there is none."""
+    """The URL of the run's study for Optuna; "" if there is none."""
     file = results.run.study_db
     return results.settings.get("storage") or (f"sqlite:///{file}" if file.exists() else "")
 
@@ -90,7 +93,7 @@ def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object
     """The run's study (in `storage` of search.yaml, else in the run's own file), and for each
     parameter its values in the complete trials; early-stopped ones are not complete.
 
-    None where there is none, or where it was cut off or is of another version of Optuna.
+    None if there is none, or if it is damaged or from another version of Optuna.
     """
     storage, values = storage_url(results), dict[str, list[object]]()
     if not storage:

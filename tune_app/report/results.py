@@ -1,4 +1,4 @@
-"""events.jsonl as pandas: a row for each trial, a row for each report, a row for each confirmation.
+"""events.jsonl as DataFrames: a row for each trial, each report, and each confirmed config.
 
 A loss that is not finite is NaN here, whatever the event says.
 """
@@ -22,7 +22,7 @@ from tune_app.tasks.known import TASKS
 from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective, always_the_most_frequent
 from tune_app.tasks.summary import DataSummary
 
-# Best first: a finished trial's loss is final, a stopped one's was given up on.
+# Best first: a finished trial's loss is final, a stopped one was given up.
 _STANDING = {
     Status.FINISHED: 0,
     Status.STOPPED: 1,
@@ -39,38 +39,38 @@ _WHOLE = ["step", "tokens", "rows", "packed_tokens", "packs", "requests", "retri
 
 @dataclass(frozen=True)
 class Results:
-    """What a run has found out so far.
+    """The results of a run so far.
 
     trials: a row for each trial, best first, confirmation runs last. Columns: trial, status,
         reason, origin, of (the trial that a confirmation run repeats), every hyperparameter, and
-        the figures of the last report (step, losses, metrics, tokens, seconds).
+        the values of the last report (step, losses, metrics, tokens, seconds).
     history: a row for each report, by trial and step.
-    confirm: a row for each confirmed trial, the chosen one first; `confirmation.py` has
-        the columns.
+    confirm: a row for each confirmed trial, the chosen one first; `confirmation.py` lists the
+        columns.
     """
 
     run: RunDir
-    settings: dict[str, Any]  # search.yaml; empty where it is missing or was cut off
+    settings: dict[str, Any]  # search.yaml; empty if it is missing or was cut off
     prompts: dict[str, Any]  # prompts.json of the exported prompts; empty before there are any
     configs: dict[int, dict[str, Any]]  # each trial's hyperparameters with their own types
     trials: pd.DataFrame
     history: pd.DataFrame
     confirm: pd.DataFrame
-    evidence: Evidence | None  # of the chosen config against the baseline, once it was judged
+    evidence: Evidence | None  # the chosen config compared with the baseline, once judged
     chosen: int | None  # the config that the confirmation has chosen, by validation
     task: str
-    metric: str  # the task's: "accuracy", say
-    data: DataSummary | None  # None in a run that was made before there were any
+    metric: str  # the task's, such as "accuracy"
+    data: DataSummary | None  # None in a run that was made before there were summaries
     objective: Objective
     study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
-    planned: int  # trials asked for, without confirmation runs
-    hosts: list[dict[str, Any]]  # what each trial host counted, once the search has ended
+    planned: int  # trials requested, without confirmation runs
+    hosts: list[dict[str, Any]]  # the trial hosts' counters, once the search has ended
     running: bool
-    reason: str  # why the search ended; empty while it runs or where it died
-    seconds: float  # wall time, pauses between a kill and a resume left out
+    reason: str  # why the search ended; empty while it is running, or if it died
+    seconds: float  # wall time, without pauses between a kill and a resume
     warm: WarmStarted | None  # what the search took over from earlier runs
-    computed: dict[str, Any] = field(default_factory=dict, repr=False)  # what is asked for often
+    computed: dict[str, Any] = field(default_factory=dict, repr=False)  # a cache
 
     @property
     def population(self) -> bool:
@@ -94,20 +94,20 @@ class Results:
 
     @property
     def beside(self) -> str:
-        """What is shown next to the objective: the task's metric, or the loss."""
+        """The metric that is shown next to the objective: the task's, or the loss."""
         return self.metric if self.objective.name == "loss" else "loss"
 
     @property
     def baselines(self) -> list[int]:
-        """The trials that answers may be stated against: the documented default, and in a short
-        run the default with a warmup of a tenth as well. Those that have started."""
+        """The trials that the best config may be compared with: the documented default, and in a
+        short run also the default with a warmup of a tenth; only those that have started."""
         trials = self.searched
         mine = (trials["origin"] == "default") | (trials["trial"] == 0)
         return sorted(int(trial) for trial in trials.loc[mine, "trial"])
 
     @property
     def default(self) -> pd.Series | None:
-        """The baseline that answers are stated against, however it ended: the better one by
+        """The baseline that the best config is compared with, however it ended: the better one by
         validation, or the one that was confirmed; None before there is one."""
         if self.evidence is not None:
             return self.trial(self.evidence.baseline)
@@ -124,10 +124,11 @@ class Results:
 
     @property
     def best(self) -> pd.Series | None:
-        """What the confirmation has found best by validation, else the search; None without any.
+        """The best trial by validation, in the confirmation or else in the search; None if there is
+        none.
 
-        Of the chosen config and the default it is the one with the lower mean validation cost in
-        the runs that were judged; a config that diverges with some seeds does not win.
+        Of the chosen config and the default, it is the one with the lower mean validation cost in
+        the judged runs; a config that diverges with some seeds does not win.
         """
         if self.evidence is not None:
             wins = self.evidence.ahead and not self.evidence.diverged
@@ -137,19 +138,19 @@ class Results:
         return None if self.finished.empty else self.finished.iloc[0]
 
     def constants(self, split: str) -> dict[str, float]:
-        """The figures of always giving the answer that is most frequent in training; {} where the
+        """The metrics of always giving the most frequent answer of the training rows; {} if the
         task has none, or they are not known."""
         return _constants(self.data, split)
 
     @property
     def counts(self) -> dict[Status, int]:
-        """How many trials of the search stand how; statuses that do not occur are left out."""
+        """Trials of the search by status, without zeros."""
         statuses = list(self.searched["status"])
         return {status: statuses.count(status) for status in Status if status in statuses}
 
 
 def load(run: RunDir) -> Results:
-    """Reads a run, whether it goes on, has ended or was killed."""
+    """Reads a run, whether it is running, has ended or was killed."""
     state = RunState.read(run)
     search = state.search or SearchStarted()
     running = state.ended is None and run.in_use()
@@ -237,7 +238,7 @@ def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
 
 
 def _costs(frame: pd.DataFrame) -> pd.Series:
-    """What the search has minimised, by trial; NaN where the loss is no number."""
+    """What the search minimised, by trial; NaN if the loss is not a number."""
     loss = frame["eval_loss"]
     return frame["objective"].fillna(loss).where(loss.notna()) if "objective" in frame else loss
 

@@ -1,4 +1,4 @@
-"""What the terminal prints when a search has ended, and what summary.txt keeps."""
+"""The text that the terminal prints when a search has ended, and that is saved as summary.txt."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def summary(results: Results, width: int = 100) -> str:
 
 
 def findings(results: Results, width: int = 100) -> str:
-    """What the run has found: all that does not depend on which files could be written."""
+    """The results: everything that does not depend on which files could be written."""
     parts = [
         _trials_table(results, width),
         _failures(results, width),
@@ -52,13 +52,13 @@ def findings(results: Results, width: int = 100) -> str:
 
 
 def files(results: Results, width: int = 100) -> str:
-    """What there is to open and to run, and the exported prompts' own figures."""
+    """The exported prompts' metrics, and files to open and commands to run."""
     parts = [textwrap.fill(exported(results), width), _files(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(rows: list[list[str]], header: list[str], right: set[int]) -> list[str]:
-    """Lines of a table; the columns in `right` are numbers and stand flush right."""
+    """Lines of a table; the columns in `right` are numbers and right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return [
         "  ".join(
@@ -103,7 +103,7 @@ def _trials_table(results: Results, width: int) -> str:
 
 def _failures(results: Results, width: int) -> str:
     trials = results.trials
-    # The rare and alarming ones first: a search space that is wide makes trials diverge.
+    # The rare and alarming ones first: in a wide search space many trials diverge.
     bad = pd.concat(
         trials[trials["status"] == status].sort_values("trial")
         for status in (Status.FAILED, Status.INTERRUPTED, Status.DIVERGED)
@@ -134,7 +134,7 @@ def _verdict(results: Results, width: int) -> str:
         changes = changes_in_words(results.changes(int(best["trial"])))
         lines += [f"  {line}" for line in changes]
     lines += notes(results)
-    # A path that is broken at its hyphens cannot be copied.
+    # A path that is broken at hyphens cannot be copied.
     return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
 
 
@@ -156,9 +156,9 @@ def _confirmation(results: Results, width: int) -> str:
     ]
     split = results.confirm["split"].iloc[0]
     header = ["confirmed", "seeds", f"valid {name}", f"{split} {name}", "±", beside]
-    header.append("against the default")
+    header.append("vs. default")
     lines = _table(rows, header, right={2, 3, 4, 5})
-    if max(map(len, lines)) > width:  # the metric stands in the sentence above, too
+    if max(map(len, lines)) > width:  # the metric is also in the sentence above
         lines = _table([row[:5] + row[6:] for row in rows], header[:5] + header[6:], {2, 3, 4})
     return "\n".join(line[:width] for line in lines)
 
@@ -202,7 +202,7 @@ def _importance(results: Results, width: int) -> str:
     frame = importance(results)
     if frame.empty:
         few = why_none(results)
-        return textwrap.fill(f"Importance of the hyperparameters: {few}.", width) if few else ""
+        return textwrap.fill(f"Hyperparameter importance: {few}.", width) if few else ""
     top = frame["importance"].max()
     rows = [
         [
@@ -249,7 +249,7 @@ def _cost(results: Results, width: int) -> str:
 def _files(results: Results) -> str:
     run = results.run
     made = [
-        ("trials.csv", "every trial, all hyperparameters and figures"),
+        ("trials.csv", "every trial, all hyperparameters and metrics"),
         ("history.csv", "every report of every trial"),
         ("best.yaml", "the best config, for --config"),
         ("prompts", "the best trial's prompts"),
@@ -260,7 +260,7 @@ def _files(results: Results) -> str:
 
 
 def next_steps(results: Results) -> list[str]:
-    """Files to open and commands that make sense now, one a line."""
+    """Files to open and commands that make sense now, one per line."""
     steps = [("Report", str(results.run.report_html)), *_dashboards(results)]
     steps += reproduce(results)
     longest = max(len(what) for what, _ in steps)
@@ -268,7 +268,7 @@ def next_steps(results: Results) -> list[str]:
 
 
 def _dashboards(results: Results) -> list[tuple[str, str]]:
-    """What other programs show of the run; a password in a storage's URL is left out."""
+    """How to see the run in other programs; a password in a storage's URL is left out."""
     storage, settings = storage_url(results), results.settings
     steps = list[tuple[str, str]]()
     if storage:
@@ -284,7 +284,7 @@ def _dashboards(results: Results) -> list[tuple[str, str]]:
 
 
 def reproduce(results: Results) -> list[tuple[str, str]]:
-    """(what for, command) of everything that goes on from this run."""
+    """(purpose, command) for everything that continues from this run."""
     path, steps = results.run.path, list[tuple[str, str]]()
     best = shlex.quote(str(path / "best.yaml"))
     if results.best is not None:
@@ -293,7 +293,7 @@ def reproduce(results: Results) -> list[tuple[str, str]]:
     if not results.running:
         resume = f"python -m tune_app.search --resume {shlex.quote(str(path))}"
         if len(results.searched) < results.planned or Status.INTERRUPTED in results.counts:
-            steps.append(("Go on", resume))
+            steps.append(("Continue", resume))
         elif not results.population:
-            steps.append(("Search on", f"{resume} --trials {2 * results.planned}"))
+            steps.append(("Add trials", f"{resume} --trials {2 * results.planned}"))
     return steps

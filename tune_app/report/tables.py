@@ -1,4 +1,4 @@
-"""The files beside events.jsonl that other programs read: three CSV tables and best.yaml."""
+"""The files for other programs: three CSV tables and best.yaml."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tune_app.run.settings import Role
 
 
 def tables(results: Results) -> dict[Path, Callable[[], str]]:
-    """trials.csv, history.csv, importance.csv and, where a trial has won, best.yaml: the files and
-    what makes their content."""
+    """trials.csv, history.csv, importance.csv and, if there is a best trial, best.yaml: the files
+    and functions that make their content."""
     run, best = results.run, results.best
     made: dict[Path, Callable[[], str]] = {
         run.trials_csv: lambda: results.trials.to_csv(index=False),

@@ -1,7 +1,7 @@
 """The answer of a run: is there a better config than the documented default?
 
-One function decides it. Terminal, summary.txt, page, comparison, model card and exit code show what
-it says.
+One function decides it; terminal, summary.txt, page, comparison, model card and exit code all show
+its answer.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tune_app.run.search_config import MOST_CONFIRM_SEEDS
 
 Kind = Literal["better", "not better", "undecided", "none"]
 
-# Fewer rows than this can hardly tell configs apart: an accuracy of them is known to 10 points.
+# Fewer rows than this can hardly distinguish configs: an accuracy is then only known to 10 points.
 _FEW_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """kind: better: an interval that is wrong in 5 % at most shows it. not better: it shows that
-    there is no gain worth having (1 %, or one point of accuracy or F1). undecided: neither, or no
-    confirmation. none: no trial has finished.
+    """kind: better: shown by an interval that is wrong in at most 5 % of cases. not better: the
+    interval rules out a gain worth having (1 %, or one point of accuracy or F1). undecided:
+    neither, or no confirmation. none: no trial has finished.
     """
 
     kind: Kind
@@ -46,14 +46,14 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """Of a search that gives this answer: 0 where there is one, whatever it is."""
+        """Of a search with this answer: 0 if there is one, whatever it is."""
         return int(self.kind == "none")
 
 
 def decide(evidence: Evidence, margin: float) -> Kind:
-    """What the confirmation shows of the chosen config.
+    """What the confirmation shows about the chosen config.
 
-    margin: the smallest difference of costs that is worth having
+    margin: the smallest difference of costs that counts
     """
     gap, constant = evidence.gap, evidence.constant
     if math.isnan(gap.half):
@@ -67,7 +67,7 @@ def decide(evidence: Evidence, margin: float) -> Kind:
 
 
 def decided(results: Results) -> Kind:
-    """The same for a run, whose confirmation may not have come to an end."""
+    """The same for a run, whose confirmation may be incomplete."""
     if results.evidence is None:
         return "none" if results.best is None else "undecided"
     return decide(results.evidence, _margin(results, results.evidence))
@@ -78,7 +78,7 @@ def _margin(results: Results, evidence: Evidence) -> float:
 
 
 def verdict(results: Results) -> Verdict:
-    """The answer of the run: a headline, and what it rests on in plain sentences."""
+    """The answer of the run: a headline, and the evidence in plain sentences."""
     if results.best is None:
         return _nothing_finished(results)
     if results.evidence is not None:
@@ -124,18 +124,18 @@ def _searched(results: Results) -> Verdict:
             f"Trial {best['trial']} is best so far"
             if results.running
             else "Nothing to compare with",
-            f"{reached}; the documented default {state}, so there is no figure to compare with.",
+            f"{reached}; the documented default {state}, so there is nothing to compare with.",
         )
     objective = results.objective
     change = float(best[objective.column] - default[objective.column])
     ahead = objective.cost(best[objective.column]) < objective.cost(default[objective.column])
     text = (
         f"{reached}, the {name} {figures(default, results)}: "
-        f"a difference of {signed(change)}. Each had one seed, "
+        f"a difference of {signed(change)}. Each was trained with one seed, "
         f"{'so part of it may be luck' if ahead else 'which is too few to rule out a gain'}."
     )
     if not results.running:
-        text += " A confirmation would tell."
+        text += " A confirmation (--confirm) would show."
     headline = "Too close to tell"
     if results.running:
         headline = (
@@ -165,7 +165,7 @@ def _confirmed(results: Results, evidence: Evidence) -> Verdict:
     if evidence.diverged:
         text += f" {plural(evidence.diverged, 'run')} of trial {evidence.trial} diverged."
     if kind == "undecided" and evidence.gap.high < 0 and not evidence.ahead:
-        text += " On the validation split it is the other way round."
+        text += " On the validation split, however, the default is better."
     elif kind == "undecided":
         text += f" {_needed(results, evidence)}"
     elif kind == "not better" and evidence.gap.low <= 0:
@@ -189,25 +189,25 @@ def _mean(row: pd.Series, name: str) -> str:
 
 
 def _needed(results: Results, evidence: Evidence) -> str:
-    """What it would take to decide, if the deviations stay as they are."""
+    """What it would take to decide, if the standard deviations stay the same."""
     gap = evidence.gap
     distance = max(-gap.mean, gap.mean + _margin(results, evidence))
     if evidence.constant is not None and gap.high < 0:
         gap, distance = evidence.constant, abs(evidence.constant.mean)
     if math.isnan(gap.half):
-        return "One pair of runs is too few to tell it from luck."
+        return "One pair of runs is too few to rule out luck."
     seeds = pairs_needed(gap, evidence.pairs, evidence.look, distance, MOST_CONFIRM_SEEDS)
     if seeds is not None:
-        return f"About {seeds} fresh seeds would tell (--confirm-seeds {seeds})."
+        return f"About {seeds} fresh seeds would decide it (--confirm-seeds {seeds})."
     if evidence.rows and gap.row_half > gap.seed_half:
-        # Half of the width for the rows: the other half is left to the seeds.
+        # Half of the squared width for the rows, the other half for the seeds.
         rows = evidence.rows * 2 * (gap.row_half / distance) ** 2
         return (
-            f"More seeds alone would not tell: {evidence.rows} test rows are too few for a "
-            f"difference of this size. About {_rounded(rows)} would do."
+            f"More seeds alone would not decide it: {evidence.rows} test rows are too few for a "
+            f"difference of this size. About {_rounded(rows)} would be enough."
         )
     most = f"{MOST_CONFIRM_SEEDS} seeds"
-    return f"A difference of this size cannot be told from luck with {most} either."
+    return f"For a difference of this size, even {most} could not rule out luck."
 
 
 def _rounded(amount: float) -> str:
@@ -216,12 +216,12 @@ def _rounded(amount: float) -> str:
 
 
 def _against_constant(results: Results, evidence: Evidence) -> str:
-    """Whether it beats always giving one answer; "" where it clearly does, or nobody knows."""
+    """Whether it beats a constant answer; "" if it clearly does, or if that is not known."""
     if evidence.constant is None or evidence.constant.high < 0:
         return ""
     name = results.objective.name
     value = number(results.constants("test").get(name), name)
-    verb = "does not beat" if evidence.constant.mean >= 0 else "cannot be told from"
+    verb = "does not beat" if evidence.constant.mean >= 0 else "is not clearly better than"
     return f" It {verb} always naming the most frequent class ({name} {value})."
 
 
@@ -235,5 +235,5 @@ def _few_rows(results: Results, split: str) -> str:
     points = math.ceil(100 * 0.98 / math.sqrt(rows))  # 1.96 standard errors at one half
     return (
         f" It rests on {plural(rows, 'row')} of the {split} "
-        f"split: an accuracy of so few is known to {points} points at best."
+        f"split; with so few, an accuracy is known to {points} points at best."
     )

@@ -1,4 +1,4 @@
-"""Numbers and findings in words, the same in the terminal and on the page."""
+"""Numbers and results in words, the same in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tune_app.study.prior import from_json
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _THREE_DECIMALS = ("loss", "accuracy", "f1", "r2")
-# Whole numbers that name something, so they are written without commas everywhere.
+# Whole numbers that are names, and so are written without commas.
 _NAMES = ("trial", "of", "seed")
-# Searched over orders of magnitude, so read as powers of ten.
+# Searched over orders of magnitude, and so shown as powers of ten.
 LOGARITHMIC = ("lr", "weight_decay", "eps", "lr_end")
 
 
@@ -77,17 +77,17 @@ def plural(amount: int, noun: str) -> str:
 
 
 def standing(results: Results) -> str:
-    """How many trials stand how: `12 finished, 2 stopped, 2 diverged`."""
+    """The number of trials by status: `12 finished, 2 stopped, 2 diverged`."""
     return ", ".join(f"{amount} {status}" for status, amount in results.counts.items())
 
 
 def state(results: Results) -> str:
-    """How far the search is: running, ended and why, cut off or not started."""
+    """The state of the search: running, ended and why, interrupted, or not started."""
     if results.running:
         return f"running, {len(results.searched)} of {results.planned} trials started"
     if results.reason:
         return f"ended: {results.reason}"
-    return "cut off" if len(results.trials) else "not started"
+    return "interrupted" if len(results.trials) else "not started"
 
 
 def figures(row: pd.Series, results: Results) -> str:
@@ -102,14 +102,14 @@ def figures(row: pd.Series, results: Results) -> str:
 
 
 def baseline_name(trial: int, *, short: bool = False) -> str:
-    """What a trial that answers are stated against is called; `short` in tables."""
+    """The name of a baseline; `short` in tables."""
     if short:
         return "default" if trial == 0 else "default, warmup 1/10"
-    return "documented default" if trial == 0 else "default with a tenth of warmup"
+    return "documented default" if trial == 0 else "default with a warmup of a tenth"
 
 
 def baselines_in_words(results: Results) -> str:
-    """Both baselines' figures in the search, where there are two; "" otherwise."""
+    """Both baselines' metrics in the search, if there are two; "" otherwise."""
     default = results.default
     if len(results.baselines) < 2 or default is None:
         return ""
@@ -120,13 +120,13 @@ def baselines_in_words(results: Results) -> str:
         reached = figures(row, results) if pd.notna(row["eval_loss"]) else str(row["status"])
         said.append(f"the {baseline_name(trial)} {reached}")
     return (
-        f"In the search (validation, one seed): {'; '.join(said)}. The answer is stated against "
-        f"trial {default['trial']}."
+        f"In the search (validation, one seed): {'; '.join(said)}. Trial {default['trial']} is the "
+        "one compared with."
     )
 
 
 def notes(results: Results) -> list[str]:
-    """What an answer is to be read with, a sentence or two each."""
+    """Remarks that belong to an answer, a sentence or two each."""
     warm = "" if results.warm is None else warm_start_in_words(results.warm)
     said = [baselines_in_words(results), warm, *classes_in_words(results)]
     return [line for line in said if line]
@@ -147,8 +147,8 @@ _MOST_CLASSES = 8
 
 
 def classes_in_words(results: Results) -> list[str]:
-    """How many rows the classes have, and what naming the most frequent one reaches, a sentence
-    each; [] for tasks without classes and for runs that did not count them."""
+    """Rows of each class, and the metrics of always naming the most frequent one, a sentence each;
+    [] for tasks without classes and for runs that did not count them."""
     data = results.data
     if data is None or not data.class_counts:
         return []
@@ -172,21 +172,21 @@ def classes_in_words(results: Results) -> list[str]:
 
 
 def sampled_values(row: pd.Series, results: Results) -> str:
-    """`lr 1.2e-2, scheduler cosine`: what the search chose for a trial."""
+    """`lr 1.2e-2, scheduler cosine`: a trial's values of the searched hyperparameters."""
     values = ((name, row[name]) for name in results.sampled)
     return ", ".join(f"{name} {number(value, name)}" for name, value in values if pd.notna(value))
 
 
 def trained_by(trial: int, trained_as: int, seed: int) -> str:
-    """Which training made a set of prompts."""
+    """The training run that a set of prompts comes from."""
     confirmation = "" if trained_as == trial else f"confirmation run {trained_as} of "
     return f"{confirmation}trial {trial}, seed {seed}"
 
 
 def exported(results: Results) -> str:
-    """The exported prompts' own figures, which `apply --evaluate` gives again; "" without any.
+    """The exported prompts' own metrics, which `apply --evaluate` reproduces; "" if there are none.
 
-    The verdict's figures are means over several seeds; these are of the one run that was exported.
+    The verdict's are means over several seeds; these are of the run that was exported.
     """
     about = results.prompts
     if not about:
@@ -213,5 +213,5 @@ def changes_in_words(changes: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def with_spread(mean: float, spread: float, name: str = "loss") -> str:
-    """`1.893 ± 0.029` of a loss over the seeds; the mean alone where there was one seed."""
+    """`1.893 ± 0.029` for a loss over the seeds; only the mean if there was one seed."""
     return number(mean, name) + ("" if pd.isna(spread) else f" ± {spread:.3f}")

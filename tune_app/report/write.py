@@ -1,4 +1,4 @@
-"""Writes all that is made from a run's events, once or again and again while a search runs."""
+"""Writes all files that are made from a run's events, once or repeatedly during a search."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tune_app.run.event_log import read
 from tune_app.run.events import TrialEnded
 from tune_app.run.run_dir import RunDir
 
-# How often the page of a running search is rebuilt at most; it takes half a second of one core.
+# Shortest time between two rebuilds during a search; one takes half a second of one core.
 _REFRESH_S = 10.0
-_REFRESH_SHARE = 0.03  # of the search's time that goes into it at most
+_REFRESH_SHARE = 0.03  # the most of the search's time that may go into it
 
 
 class NotWritten(OSError):
-    """Some files could not be written; all others were. `files` names each with the reason."""
+    """Some files could not be written, all others were. `files` lists them with the reasons."""
 
     def __init__(self, files: list[str]) -> None:
         super().__init__("; ".join(files))
@@ -29,7 +29,7 @@ class NotWritten(OSError):
 
 
 def write_files(results: Results, width: int = 100) -> list[str]:
-    """Writes the tables, summary.txt and report.html, each on its own.
+    """Writes the tables, summary.txt and report.html independently of each other.
 
     Returns those that could not be written, with the reason.
     """
@@ -47,9 +47,9 @@ def write_files(results: Results, width: int = 100) -> list[str]:
 
 
 def write_all(run: RunDir, width: int = 100) -> str:
-    """Writes all that is made from a run's events; returns the summary.
+    """Writes all files that are made from a run's events. Returns the summary.
 
-    Raises NotWritten, after all others are written, with the files that could not be.
+    Raises NotWritten, after writing the others, if some could not be written.
     """
     results = load(run)
     if failed := write_files(results, width):
@@ -58,8 +58,8 @@ def write_all(run: RunDir, width: int = 100) -> str:
 
 
 @contextmanager
-def kept_fresh(run: RunDir) -> Iterator[None]:
-    """Rebuilds tables and page in the background while a search runs, after finished trials."""
+def refreshed_in_background(run: RunDir) -> Iterator[None]:
+    """Rebuilds tables and page in the background during a search, when trials have ended."""
     ended = threading.Event()
 
     def follow() -> None:
@@ -70,7 +70,7 @@ def kept_fresh(run: RunDir) -> Iterator[None]:
             if finished != seen:
                 seen = finished
                 began = time.monotonic()
-                with suppress(OSError):  # a full disk, say: the end of the search tells it
+                with suppress(OSError):  # such as a full disk, reported at the end of the search
                     write_all(run)
                 took = time.monotonic() - began
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tune_app.report.results import load
-from tune_app.report.write import kept_fresh
+from tune_app.report.write import refreshed_in_background
 from tune_app.run.event_log import EventLog
 from tune_app.run.events import RunState, SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
@@ -51,7 +51,7 @@ def whole_search(
             "are compared on a sample that is stratified by class"
         )
     with (
-        kept_fresh(run),
+        refreshed_in_background(run),
         executor.watched(view.show_hosts),
         trackers(config, run, view.say) as tracked,
     ):

@@ -70,7 +70,7 @@ def _losses(results: Results, trial: int | None) -> str:
 
 
 def run_names(several: Sequence[Results]) -> list[str]:
-    """The folders' own names, with as many parents as it takes to tell them apart."""
+    """The folders' names, with as many parents as needed to distinguish them."""
     paths = [results.run.path.parts for results in several]
     depth = 1
     while depth < max(map(len, paths)) and len({p[-depth:] for p in paths}) < len(set(paths)):

@@ -1,9 +1,9 @@
-"""Plotly figures of a run as plain JSON: data and layout, without colours of a theme.
+"""Plotly figures of a run as plain JSON: data and layout, without a theme's colours.
 
 A colour that starts with `--` names a CSS variable of the page, which `page.js` looks up when it
-draws, so that a figure follows light and dark. Points carry the trial's number as `customdata`; the
-page turns it into the hover text. Trials stand in few traces, because a trace for each of 1,000
-trials is what makes a page slow.
+draws, so that figures follow light and dark mode. Points have the trial's number as `customdata`,
+which the page turns into the hover text. Trials share a few traces, because a separate trace for
+each of 1,000 trials would make the page slow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tune_app.report.results import Results
 from tune_app.report.words import LOGARITHMIC, number, plural
 from tune_app.run.run_dir import Status
 
-Figure = dict[str, Any]  # id, data, layout, caption, label (what a screen reader says)
+Figure = dict[str, Any]  # id, data, layout, caption, label (for screen readers)
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon", "hexagon", "cross")
 POINT = "%{text}<extra></extra>"  # hover: the text that page.js puts in
@@ -36,7 +36,7 @@ def shade(index: int) -> str:
 def losses_over(results: Results, name: str, legend: bool = False) -> Figure | None:
     """Final loss against one hyperparameter, coloured by scheduler; diverged trials at the top.
 
-    Categories stand one below the other, because their names are long.
+    Categories are listed vertically, because their names are long.
     """
     trials = results.searched
     if name not in trials or trials[name].notna().sum() == 0:
@@ -46,7 +46,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
         trials = trials.assign(**{name: trials[name].mask(trials[name].eq(0), zero)})
     kinds = _categories(results, "scheduler")
     shown = trials[trials["eval_loss"].notna() & ~trials["status"].eq(Status.DIVERGED)]
-    low, high, above = frame(shown["eval_loss"])
+    low, high, above = axis_range(shown["eval_loss"])
     data = []
     for index, kind in enumerate(kinds or [None]):
         rows = shown if kind is None else shown[shown["scheduler"] == kind]
@@ -67,7 +67,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
     losses = {
         "title": {"text": "validation loss"},
         "range": [low, high],
-        "showticklabels": not shown.empty,  # all diverged: the height means nothing
+        "showticklabels": not shown.empty,  # if all diverged, the height means nothing
     }
     axes = {"xaxis": axis, "yaxis": losses}
     if axis.get("type") == "category":
@@ -78,7 +78,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
         f"over-{name}",
         data,
         f"Final validation loss against {name}",
-        f"{plural(above, 'trial')} above the frame; double-click to see all."
+        f"{plural(above, 'trial')} above the visible range; double-click to see all."
         if legend and above
         else "",
         **axes,
@@ -118,7 +118,7 @@ def curves(results: Results) -> Figure | None:
             line = _lines([by_trial[trial]], name, colour, 1.0)
             line["line"] = {"color": colour, "width": 3, "dash": "dot" if trial == 0 else "solid"}
             data.append(line)
-    low, high, _ = frame(history["eval_loss"], reach=0.97)
+    low, high, _ = axis_range(history["eval_loss"], reach=0.97)
     return figure(
         "curves",
         data,
@@ -167,8 +167,8 @@ def importances(table: pd.DataFrame) -> Figure | None:
         "importance",
         [bars],
         "Importance of each hyperparameter",
-        f"PED-ANOVA: how much a hyperparameter sets the best quarter of trials apart from all. "
-        f"Rests on {rests} trials for each.",
+        f"PED-ANOVA: how much the best quarter of trials differs from all trials in a "
+        f"hyperparameter. Based on {rests} trials each.",
         xaxis={"visible": False, "range": [0, float(table["importance"].max()) * 1.15]},
         yaxis={"showgrid": False, "fixedrange": True, "ticks": ""},
         height=60 + 34 * len(rows),
@@ -200,7 +200,7 @@ def differences(results: Results) -> Figure | None:
         [points],
         f"Paired difference of the {results.objective.name} from the default",
         f"{'Right' if results.objective.higher_is_better else 'Left'} of the line is better than "
-        "the default. The bar: 95% interval over seeds and test rows.",
+        "the default. The bar is the 95% interval over seeds and test rows.",
         xaxis={
             "title": {"text": f"{results.objective.name}, difference from the default"},
             "range": [min(ends) - pad, max(ends) + pad],
@@ -294,17 +294,17 @@ def _lines(parts: list[pd.DataFrame], name: str, colour: str, opacity: float) ->
 
 
 def _ends(parts: list[pd.DataFrame], name: str, colour: str, symbol: str) -> dict[str, Any]:
-    """The last points of curves, marked; a line of its own shows in the legend alone."""
+    """The last points of curves, marked; the line itself only shows in the legend."""
     mark = {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}}
     trace = _lines(parts, name, colour, 1.0)
     return trace | {"mode": "lines+markers", "marker": mark, "hovertemplate": POINT}
 
 
-def frame(losses: pd.Series, reach: float = 0.9) -> tuple[float, float, int]:
-    """The range of losses worth a look: (low, high, how many lie above).
+def axis_range(losses: pd.Series, reach: float = 0.9) -> tuple[float, float, int]:
+    """The range of losses to show: (low, high, number of losses above).
 
-    One trial at loss 17 must not press all others into a line: everything up to the quantile
-    `reach` fits, and what is above stays in the data.
+    One trial with a loss of 17 must not flatten all others: everything up to the quantile `reach`
+    is visible, and the rest stays in the data.
     """
     if losses.empty:
         return 0.0, 1.0, 0

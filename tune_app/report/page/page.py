@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, which works from disk and without a network."""
+"""The report: one self-contained HTML file that works from disk and without a network."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def report_page(results: Results) -> str:
 
 
 def hover_texts(several: Sequence[Results]) -> list[dict[str, str]]:
-    """For each run: trial number -> what hovering over it says. Plotly reads it as HTML."""
+    """For each run: trial number -> the hover text of its points. Plotly reads it as HTML."""
     return [
         {
             str(row["trial"]): "<br>".join(
@@ -148,7 +148,7 @@ def _best_values(results: Results) -> list[tuple[str, str]]:
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
-    """(title, figure, remark) of the figures that belong to the answer."""
+    """(title, value, remark) of the numbers that belong to the answer."""
     of = f"of {results.planned} planned" if results.planned else ""
     trials = ("trials", str(len(results.searched)), standing(results) or of)
     if results.evidence is not None:
@@ -173,7 +173,8 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _confirmed_tiles(results: Results, evidence: Evidence) -> list[tuple[str, str, str]]:
-    """Those of a confirmation: what the search saw, with one seed each, is partly luck."""
+    """The tiles of a confirmation; the search's own numbers, with one seed each, are partly
+    luck."""
     tiles, rows = [], results.confirm.set_index("trial")
     name, beside = results.objective.name, results.beside
     for trial in (evidence.trial, evidence.baseline):
@@ -220,7 +221,7 @@ def _cost(results: Results) -> list[tuple[str, str]]:
         swarm = ("requests", "retries") if results.settings.get("backbone") != "local" else ()
         for key in swarm:
             cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
-        waited = max(host.get("wait_s") or 0 for host in results.hosts)  # they wait side by side
+        waited = max(host.get("wait_s") or 0 for host in results.hosts)  # they wait concurrently
         cost.append(("waiting for the backbone", duration(float(waited))))
     stopped = results.counts.get(Status.STOPPED, 0)
     if stopped:

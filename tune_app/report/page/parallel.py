@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune_app.report.page.figures import POINT, Figure, figure, frame, is_log
+from tune_app.report.page.figures import POINT, Figure, axis_range, figure, is_log
 from tune_app.report.results import Results
 from tune_app.report.words import number
 
@@ -77,7 +77,7 @@ def parallel(results: Results) -> Figure | None:
 def _scale(values: pd.Series, name: str) -> dict[str, Any]:
     """One axis: heights in [0, 1] in row order, and labelled ticks.
 
-    A value that a trial did not have (conditional, or zero on a log axis) lies below the axis.
+    A value that a trial did not have (conditional, or zero on a log axis) is below the axis.
     """
     below = -0.12
     if any(isinstance(value, str | bool) for value in values.dropna()):
@@ -97,9 +97,9 @@ def _scale(values: pd.Series, name: str) -> dict[str, Any]:
 
 
 def _loss_scale(losses: pd.Series) -> dict[str, Any]:
-    """The axis of the loss: the best on top, and what is out of the frame at the bottom."""
+    """The axis of the loss: the best at the top, and all beyond the visible range at the bottom."""
     low, top = float(losses.min()), float(losses.max())
-    high = min(top, frame(losses)[1])
+    high = min(top, axis_range(losses)[1])
     heights = [1 - (min(loss, high) - low) / (high - low or 1.0) for loss in losses]
     worst = number(high, "loss") + (" or more" if top > high else "")
     return {"heights": heights, "ticks": [(0.0, worst), (1.0, number(low, "loss"))]}

@@ -1,4 +1,4 @@
-"""The frame of both pages: styles, scripts, plotly.js and the data, all inside one HTML file."""
+"""The shell of both pages: styles, scripts, plotly.js and the data, all in one HTML file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plotly.offline import get_plotlyjs
 
 from tune_app.report.words import number
 
-REFRESH_S = 15  # how often the page of a search that runs loads itself again
+REFRESH_S = 15  # how often the page of a running search reloads itself
 
 
 def render(
     template: str, figures: Iterable[dict[str, Any]], *, running: bool, hover: Any, **values: Any
 ) -> str:
-    """The template as a string of HTML. `figures` get a place by their `id`, `hover` is what their
-    points say (`hover_texts`)."""
+    """The template as a string of HTML. `figures` are placed by their `id`; `hover` has the hover
+    texts of their points (`hover_texts`)."""
     by_id = {figure["id"]: figure for figure in figures}
     return (
         _environment()
@@ -42,7 +42,7 @@ def render(
 
 
 def _json(data: Any) -> str:
-    """JSON that may stand inside a script element: no NaN, and no `<` that could end it."""
+    """JSON that is safe inside a script element: no NaN, and no `<` that could end it."""
     return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
