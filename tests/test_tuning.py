@@ -20,9 +20,9 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_steps
-from tune_app.search.executor import Stage
 from tune_app.search.ray_tune import cluster, executor
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
+from tune_app.search.study_trials import Stage
 from tune_app.search.trial_job import JOB, TrialJob
 from tune_app.serve.connection import Connection
 from tune_app.study.pruners import build_pruner

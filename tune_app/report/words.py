@@ -120,8 +120,8 @@ def baselines_in_words(results: Results) -> str:
         reached = figures(row, results) if pd.notna(row["eval_loss"]) else str(row["status"])
         said.append(f"the {baseline_name(trial)} {reached}")
     return (
-        f"In the search (validation, one seed): {'; '.join(said)}. Trial {default['trial']} is the "
-        "one compared with."
+        f"In the search (validation, one seed): {'; '.join(said)}. The best config is compared "
+        f"with trial {default['trial']}."
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tune_app.run.events import Event
@@ -12,26 +11,8 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.threads import let_threads_sleep
 from tune_app.search.recorder import Recorder
-from tune_app.search.study_trials import Jobs
+from tune_app.search.study_trials import Jobs, Stage
 from tune_app.study.space import SearchSpace
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of a search: the search proper, or a step of the confirmation.
-
-    name: "search" or "confirm"
-    count: the most jobs to train
-    at_once: how many of them train concurrently
-    scheduler: the trial scheduler, which stops some of them early
-    stopping: once it returns True, running trials end at their next step and no new one starts
-    """
-
-    name: str
-    count: int
-    at_once: int
-    scheduler: str
-    stopping: Callable[[], bool]
 
 
 class Executor(Protocol):

@@ -18,10 +18,9 @@ from tune_app.models.folder import model_folder
 from tune_app.run.events import Event
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_report import Report, Update
-from tune_app.search.executor import Stage
 from tune_app.search.host import TrialHost
 from tune_app.search.recorder import Recorder
-from tune_app.search.study_trials import Jobs
+from tune_app.search.study_trials import Jobs, Stage
 from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
 

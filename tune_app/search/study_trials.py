@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import optuna
@@ -36,6 +37,24 @@ class Jobs(Protocol):
 
     def end(self, number: int, last: Report | None, *, failed: bool = False) -> None:
         """A trial has ended, with its last report if it has one."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a search: the search proper, or a step of the confirmation.
+
+    name: "search" or "confirm"
+    count: the most jobs to train
+    at_once: how many of them train concurrently
+    scheduler: the trial scheduler, which stops some of them early
+    stopping: once it returns True, running trials end at their next step and no new one starts
+    """
+
+    name: str
+    count: int
+    at_once: int
+    scheduler: str
+    stopping: Callable[[], bool]
 
 
 class JobList:

@@ -14,10 +14,10 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import check_same_data, judged_otherwise
 from tune_app.search.concurrency import runs_at_once, trials_at_once
 from tune_app.search.confirm_plan import ConfirmRun, next_step
-from tune_app.search.executor import Executor, Stage
+from tune_app.search.executor import Executor
 from tune_app.search.live import LiveView
 from tune_app.search.recorder import Recorder
-from tune_app.search.study_trials import JobList, StudyTrials
+from tune_app.search.study_trials import JobList, Stage, StudyTrials
 from tune_app.search.tracking import trackers
 from tune_app.search.trial_job import TrialJob, confirmation_number
 from tune_app.search.warm_start import take_over

@@ -16,7 +16,6 @@ from tune_app.run.events import Event
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
-from tune_app.search.executor import Stage
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.cluster import Cluster, open_cluster
 from tune_app.search.ray_tune.internals import ray_as_found, without_torch
@@ -26,7 +25,7 @@ from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.ray_tune.searcher import StudySearcher
 from tune_app.search.ray_tune.trainable import register_trial
 from tune_app.search.recorder import Recorder
-from tune_app.search.study_trials import Jobs
+from tune_app.search.study_trials import Jobs, Stage
 from tune_app.search.trial_job import job_of
 from tune_app.study.space import SearchSpace
 
