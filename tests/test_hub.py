@@ -165,3 +165,20 @@ def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
     assert "Nothing has been started." in done.stdout
     assert f"downloading {NAME} from {hub.url} ..." in done.stderr
     assert any(hub.commit(NAME, "v1") in request for request in hub.requests)
+
+
+@pytest.mark.slow
+def test_serve_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
+    """With blocks that the fetched model does not have, so that no server is started."""
+    hub.requests.clear()
+    command = [sys.executable, "-m", "tune_app.serve", NAME, "--blocks", "90:95"]
+    done = subprocess.run(
+        [*command, "--revision", "v1"],
+        env=os.environ | environment_of(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "blocks must be FIRST:END within 0:2 (the model's blocks), got 90:95." in done.stderr
+    assert any(hub.commit(NAME, "v1") in request for request in hub.requests)

@@ -283,6 +283,17 @@ def test_blocks_where_no_family_has_them(tmp_path: Path) -> None:
     assert "models of type 'opt' are not supported" in message
 
 
+def test_a_model_of_text_and_images(tmp_path: Path) -> None:
+    text = _COMMON | _GQA | {"head_dim": 16, "pad_token_id": 0}
+    images = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=images | {"num_attention_heads": 4, "image_size": 28}
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    (message,) = mistakes_in(save(model, tmp_path / "gemma3"))
+    assert "models of type 'gemma3' are not supported: their blocks are not a list" in message
+
+
 def test_code_of_the_folder_is_never_run(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = {"AutoConfig": "configuration_new.NewConfig", "AutoModelForCausalLM": "modeling_new.New"}
     for name in ("configuration_new", "modeling_new"):

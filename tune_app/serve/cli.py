@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", help="demo, a model's folder, or its name on a hub")
     parser.add_argument(
+        "--revision",
+        metavar="REVISION",
+        help="branch, tag or commit of a model on a hub (default: its main branch)",
+    )
+    parser.add_argument(
         "--servers",
         type=int,
         default=1,
@@ -107,15 +112,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 after Ctrl-C or SIGTERM, 1 if a server did not start, 2 for a user's mistake."""
     options = vars(_parser().parse_args(argv))
-    name, listen = options.pop("model"), options.pop("listen")
+    name, revision = options.pop("model"), options.pop("revision")
+    listen = options.pop("listen")
     if listen is not None:
         options["host"], options["port"] = listen
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        model = model_folder(name)
+        model = model_folder(name, revision)
         with private_swarm(model, name=name, progress=_say, **options) as swarm:
             swarm.tell_changes(_say)
-            _introduce(swarm, name)
+            _introduce(swarm, name, revision)
             signal.pause()
     except (ConfigError, PrivateSwarmError) as error:
         print(error, file=sys.stderr)
@@ -129,20 +135,22 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _introduce(swarm: PrivateSwarm, name: str) -> None:
+def _introduce(swarm: PrivateSwarm, name: str, revision: str | None) -> None:
+    model = shlex.quote(name)
+    pinned = "" if revision is None else f" --revision {shlex.quote(revision)}"
     for server in swarm.servers:
         print(f"blocks {server.blocks}  {' '.join(server.maddrs)}")
     if swarm.blocks_missing:
         print("\nStart the servers of the other blocks with:\n")
         print(
-            f"  python -m tune_app.serve {shlex.quote(name)} --blocks FIRST:END "
+            f"  python -m tune_app.serve {model}{pinned} --blocks FIRST:END "
             f"--listen ADDRESS:PORT --join {' '.join(swarm.peers)}"
         )
         print("\nThen start a search with:\n")
     else:
         print("\nStart a search in another terminal with:\n")
     print(
-        f"  python -m tune_app.search --model {shlex.quote(name)} "
+        f"  python -m tune_app.search --model {model}{pinned} "
         f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
     )
     print("\nPress Ctrl-C to stop the servers.", flush=True)
