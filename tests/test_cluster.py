@@ -41,8 +41,8 @@ def check_two_hosts_shared(run: Path) -> None:
     hosts = events(run)[-1]["hosts"]
     assert [host["host"] for host in hosts] == ["host-0", "host-1"]
     assert all(host["rows"] > 0 for host in hosts)
-    # 4 trials x (4 steps x 2 rows + 4 evaluations x 128 rows), each row on one host
-    assert sum(host["rows"] for host in hosts) == 4 * (4 * 2 + 4 * 128)
+    # 4 trials x (4 steps of 2 rows, 3 evaluations of 16 rows and the last one of 128)
+    assert sum(host["rows"] for host in hosts) == 4 * (4 * 2 + 3 * 16 + 128)
 
 
 def test_two_hosts_on_one_machine(tmp_path: Path) -> None:
