@@ -15,6 +15,7 @@ from tune_app.models.folder import model_folder
 
 @pytest.mark.slow
 @pytest.mark.swarm
+@pytest.mark.timeout(600)
 def test_it_runs_and_all_arms_agree_on_the_losses(tmp_path: Path) -> None:
     """Each kind of arm, on a real swarm or with a local model; one disagreement would raise."""
     write_data(tmp_path)
