@@ -212,7 +212,10 @@ def test_a_text_is_drawn_by_a_seed(causal_run, capsys):
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        (["--temperature", "0"], "--temperature: must be above 0, got 0.0; without it"),
+        (
+            ["--temperature", "0"],
+            "--temperature: must be above 0, got 0.0; to take the most likely token",
+        ),
         (["--top-p", "1.5"], "--top-p: must be above 0 and at most 1, got 1.5."),
         (["--seed", "3"], "--seed: only with --temperature or --top-p, which sample tokens."),
         (["--top-p", "0.5", "--seed", "-1"], "--seed: must be 0 or more, got -1."),

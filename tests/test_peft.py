@@ -137,7 +137,7 @@ def test_deep_prompts_have_no_adapter(tmp_path, models):
     folder, _ = export(tmp_path, models["llama"], "causal-lm", tuning_mode="deep_ptune")
     assert not list(folder.glob("adapter_*"))  # those of the prompts before are gone, too
     card = (folder / "README.md").read_text()
-    assert "PEFT has no adapter for deep prompts" in card
+    assert "PEFT has no adapter type for deep prompts" in card
     assert ModelCard(card).data.library_name == "tune_app"
 
 
