@@ -144,9 +144,9 @@ PEER = "/ip4/127.0.0.1/tcp/{port}/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1p
         (["--train", "good.csv", "--label-column", "stars"], "stars"),
         (["--train", "good.csv", "--valid", "other.csv"], "labels that are not in good.csv: 'z'"),
         (["--model", "no_config"], "has no config.json"),
-        (["--model", "gpt2_folder"], "weights of its gpt2 model: "),
-        (["--model", "gpt2_folder", "--backbone", "local"], "weights of its gpt2 model: "),
-        (["--model", "gpt2_folder", "--dry-run"], "weights of its gpt2 model: "),
+        (["--model", "gpt2_folder"], "weights of a gpt2 model: "),
+        (["--model", "gpt2_folder", "--backbone", "local"], "weights of a gpt2 model: "),
+        (["--model", "gpt2_folder", "--dry-run"], "weights of a gpt2 model: "),
         (["--peers", PEER], "--peers: no answer within 5 s"),
         (
             ["--peers", PEER, "--request-tokens", "40"],
