@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,8 @@ os.environ.update(
     TRANSFORMERS_VERBOSITY="error",
     HF_HUB_DISABLE_PROGRESS_BARS="1",  # those of transformers too
     RAY_USAGE_STATS_ENABLED="0",
+    # A process that has read a token keeps it, whatever home a later test gives to its Ray.
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
     OMP_WAIT_POLICY="PASSIVE",  # threads that wait by spinning make several processes crawl
 )
 

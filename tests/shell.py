@@ -22,9 +22,10 @@ _PATHS = {
 
 
 def _typed_in(folder: Path, more: Mapping[str, str] | None) -> dict[str, Any]:
+    inherited = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"}  # tests/conftest.py
     return {
         "cwd": folder,
-        "env": os.environ | _PATHS | (more or {}),
+        "env": inherited | _PATHS | (more or {}),
         "stdin": subprocess.DEVNULL,
     }
 
