@@ -23,19 +23,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from scipy.stats import spearmanr
 
 from benchmarks import curves as recorded
-from benchmarks.held_out import (
-    AFTER,
-    DEMO,
-    MOST,
-    PRIOR,
-    TARGET,
-    Study,
-    World,
-    best_of,
-    search,
-    tokens_to,
-    world,
-)
+from benchmarks.held_out import AFTER, PRIOR, TARGET
+from benchmarks.simulated_search import DEMO, MOST, Study, World, best_of, search, tokens_to, world
 from tune_app.run.trial_report import evaluation_steps
 
 

@@ -6,13 +6,16 @@ that fall and level off, divergence at large learning rates, stops at rungs.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from tune_app.report.write import write_all
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import TrialConfig
 
@@ -142,6 +145,21 @@ def write_run(
         event = {"event": "search_ended", "time": clock + 1, "reason": "all trials done"}
         write(event | {"hosts": [host]})
     return run
+
+
+def reported_run(path: Path, **options: Any) -> RunDir:
+    """The same with its tables and its page."""
+    run = write_run(path, **options)
+    write_all(run)
+    return run
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    """What a report page gives to its script: the plots, and the texts for the mouse."""
+    text = page.read_text("utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found is not None
+    return json.loads(found[1])
 
 
 def _config(trial: int, generator: np.random.Generator) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks import held_out
 from benchmarks.curves import TASKS, Point, append, read
-from benchmarks.held_out import PRIOR, End, Study, World, best_of, search, tables, tokens_to
+from benchmarks.held_out import PRIOR, tables
+from benchmarks.simulated_search import End, Study, World, best_of, search, tokens_to
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import deciding_steps, evaluation_steps
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler

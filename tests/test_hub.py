@@ -150,17 +150,20 @@ def test_a_folder_has_no_revision(ask: Ask) -> None:
     assert ask("demo", "v1") == "--revision: only for a model on a hub, got --model 'demo'."
 
 
-@pytest.mark.slow
-def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
+def typed(command: str, hub: Hub, cache: Path) -> subprocess.CompletedProcess[str]:
     hub.requests.clear()
-    command = [sys.executable, "-m", "tune_app.search", "--dry-run", "--model", NAME]
-    done = subprocess.run(
-        [*command, "--revision", "v1"],
-        env=os.environ | environment_of(hub, tmp_path),
+    return subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        env=os.environ | environment_of(hub, cache),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
+    done = typed(f"tune_app.search --dry-run --model {NAME} --revision v1", hub, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Nothing has been started." in done.stdout
     assert f"downloading {NAME} from {hub.url} ..." in done.stderr
@@ -170,15 +173,7 @@ def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_serve_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
     """With blocks that the fetched model does not have, so that no server is started."""
-    hub.requests.clear()
-    command = [sys.executable, "-m", "tune_app.serve", NAME, "--blocks", "90:95"]
-    done = subprocess.run(
-        [*command, "--revision", "v1"],
-        env=os.environ | environment_of(hub, tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = typed(f"tune_app.serve {NAME} --blocks 90:95 --revision v1", hub, tmp_path)
     assert done.returncode == 2, done.stderr
     assert "blocks must be FIRST:END within 0:2 (the model's blocks), got 90:95." in done.stderr
     assert any(hub.commit(NAME, "v1") in request for request in hub.requests)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from benchmarks.sample_efficiency import StubTrial
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
@@ -29,21 +29,6 @@ from tune_app.study.pruners import build_pruner
 from tune_app.study.yaml_space import load_space
 
 
-@dataclass(frozen=True)
-class Trial:
-    """As much of Ray's Trial as its schedulers look at."""
-
-    job: TrialJob
-
-    @property
-    def config(self) -> dict[str, TrialJob]:
-        return {JOB: self.job}
-
-    @property
-    def trial_id(self) -> str:
-        return self.job.name
-
-
 def job(number: int) -> TrialJob:
     return TrialJob(number, TrialConfig(), Path("nowhere"))
 
@@ -52,7 +37,7 @@ def stopped_at(scheduler: TrialScheduler, step: int, losses: dict[int, float]) -
     """Numbers of the trials that end at that step, reporting in the order of `losses`."""
     ended = []
     for number, loss in losses.items():
-        trial = Trial(job(number))
+        trial = StubTrial(job(number))
         scheduler.on_trial_add(None, trial)
         decision = scheduler.on_trial_result(None, trial, {OBJECTIVE: loss, "step": step})
         if decision == TrialScheduler.STOP:
