@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_steps
-from tune_app.search.ray_tune import cluster, executor
+from tune_app.search.ray_tune import cluster, executor, internals
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.study_trials import Stage
-from tune_app.search.trial_job import JOB, TrialJob
+from tune_app.search.trial_job import JOB, TrialJob, job_of
 from tune_app.serve.connection import Connection
 from tune_app.study.pruners import build_pruner
 from tune_app.study.yaml_space import load_space
@@ -86,30 +88,60 @@ def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
     assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
 
 
-class Ends(Callback):
-    ended = 0
+class Seen(Callback):
+    """Numbers of the trials that ended, that were retried, that failed."""
 
-    def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        self.ended += 1
+    def __init__(self) -> None:
+        self.ended, self.retried, self.failed = list[int](), list[int](), list[int]()
+
+    def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:
+        self.ended.append(job_of(trial.config).number)
+
+    def on_trial_recover(self, *_: Any, trial: Any, **__: Any) -> None:
+        self.retried.append(job_of(trial.config).number)
+
+    def on_trial_error(self, *_: Any, trial: Any, **__: Any) -> None:
+        self.failed.append(job_of(trial.config).number)
 
 
 class Numbers(Searcher):
-    """A job for each number; Tune asks for as many as it wants."""
+    """A job for each number."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__(OBJECTIVE, "min")
-        self._numbers = itertools.count()
+        self._numbers = iter(range(count))
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        return {JOB: job(next(self._numbers))}
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        number = next(self._numbers, None)
+        return str(Searcher.FINISHED) if number is None else {JOB: job(number)}
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         pass
 
 
+@pytest.fixture(scope="module")
+def a_ray() -> Iterator[None]:
+    with cluster._ray(SearchConfig()):
+        yield
+
+
+def run_all(
+    trainable: type[tune.Trainable], run: Path, patch: pytest.MonkeyPatch, count: int, at_once: int
+) -> Seen:
+    """As a search would, on the trainable in place of its own."""
+    tune.register_trainable(trainable.__name__, trainable)
+    patch.setattr(executor, "register_trial", lambda hosts, connection: trainable.__name__)
+    hosts = cluster.Cluster([], Connection(), {}, 0, "", lambda: None)
+    trials = executor.RayTune(SearchConfig(), load_space("default"), RunDir(run), hosts)
+    stage = Stage("search", count, at_once, scheduler="none", stopping=lambda: False)
+    seen = Seen()
+    trials._tuner(stage, Numbers(count), build_trial_scheduler("none", steps=1), seen).fit()
+    return seen
+
+
 @pytest.mark.slow
 def test_trials_that_end_before_others_have_begun_cost_no_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    a_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Quick(tune.Trainable):  # in here, or Ray's processes would have to import this file
         def setup(self, config: dict[str, Any]) -> None:
@@ -121,15 +153,31 @@ def test_trials_that_end_before_others_have_begun_cost_no_processes(
         def step(self) -> dict[str, Any]:
             return {OBJECTIVE: 1.0, "done": True}
 
-    tune.register_trainable("Quick", Quick)
-    monkeypatch.setattr(executor, "register_trial", lambda hosts, connection: "Quick")
-    config = SearchConfig()
-    recorder = Ends()
-    with cluster._ray(config):
-        hosts = cluster.Cluster([], Connection(), {}, 0, "", lambda: None)
-        trials = executor.RayTune(config, load_space("default"), RunDir(tmp_path), hosts)
-        stage = Stage("search", count=30, at_once=4, scheduler="none", stopping=lambda: False)
-        trials._tuner(stage, Numbers(), build_trial_scheduler("none", steps=1), recorder).fit()
-        actors = ray._private.state.actors()
-    assert recorder.ended == 30
-    assert len(actors) <= 4  # of all, also of those that ended before they had begun
+    before = len(ray._private.state.actors())
+    seen = run_all(Quick, tmp_path, monkeypatch, count=30, at_once=4)
+    assert len(seen.ended) == 30
+    assert (
+        0 < len(ray._private.state.actors()) - before <= 4
+    )  # of all, also of those that ended before they had begun
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_before_it_begins_is_retried(
+    a_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = tmp_path / "once"
+
+    class Mortal(tune.Trainable):  # in here, as above
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if new_config[JOB].number == 1 and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {OBJECTIVE: 1.0, "done": True}
+
+    with internals.retried_if_actor_dies_between_trials():
+        seen = run_all(Mortal, tmp_path, monkeypatch, count=3, at_once=1)
+    assert once.exists()
+    assert (seen.retried, seen.failed, sorted(seen.ended)) == ([1], [], [0, 1, 2])

@@ -18,7 +18,11 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.cluster import Cluster, open_cluster
-from tune_app.search.ray_tune.internals import ray_as_found, without_torch
+from tune_app.search.ray_tune.internals import (
+    ray_as_found,
+    retried_if_actor_dies_between_trials,
+    without_torch,
+)
 from tune_app.search.ray_tune.population import as_population
 from tune_app.search.ray_tune.prometheus import export_event, hosts_watched
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
@@ -113,6 +117,7 @@ def ray_tune(
     with (
         open_cluster(config, progress=progress, say=say, ray_died=ray_died) as cluster,
         ray_as_found(),
+        retried_if_actor_dies_between_trials(),
     ):
         yield RayTune(config, space, run, cluster)
 

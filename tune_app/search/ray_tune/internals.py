@@ -37,6 +37,7 @@ _REGISTRY: _Part = ("ray.tune.registry", "_global_registry")
 _KIND: _Part = ("ray.tune.registry", "TRAINABLE_CLASS")
 _ERROR: _Part = ("ray.tune.experiment.trial", "Trial.pickled_error_file")
 _NEXT_CALL: _Part = ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_train")
+_TASK_FAILURE: _Part = ("ray.tune.execution.tune_controller", "TuneController._trial_task_failure")
 _DUPLICATE: _Part = ("ray.tune.result", "RESULT_DUPLICATE")
 
 _NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
@@ -58,7 +59,7 @@ def _part(part: _Part) -> Any:
 def check_ray() -> None:
     """Raises ConfigError if this version of Ray lacks what the functions below rely on."""
     parts = [_RESOLVE, _START, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
-    parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _DUPLICATE]
+    parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _TASK_FAILURE, _DUPLICATE]
     missing = []
     for part in parts:
         try:
@@ -175,6 +176,31 @@ def ray_as_found() -> Iterator[None]:
         _part(_ENVIRONMENT).update(environment)
         for sent in (_STORAGE, _TRIAL_INFO):
             ray.util.deregister_serializer(_part(sent))
+
+
+@contextmanager
+def retried_if_actor_dies_between_trials() -> Iterator[None]:
+    """Makes Tune retry a trial whose actor dies before it begins.
+
+    Tune handles the death of an actor twice, as the actor's failure and as that of the call it was
+    in. If the call was to make it the next trial's actor, the first one puts the trial back into
+    the queue and the second one, which finds it there, ends it as failed.
+    """
+    failed = _part(_TASK_FAILURE)
+
+    def task_failed(controller: Any, trial: Any, exception: Exception) -> None:
+        if trial.status == "PENDING" and isinstance(exception, ray.exceptions.RayActorError):
+            controller._resetting_trials.discard(trial)  # or it would get no other actor
+        else:
+            failed(controller, trial, exception)
+
+    module, path = _TASK_FAILURE
+    controller = _part((module, path.partition(".")[0]))
+    controller._trial_task_failure = task_failed
+    try:
+        yield
+    finally:
+        controller._trial_task_failure = failed
 
 
 @contextmanager
