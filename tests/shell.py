@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -51,7 +52,10 @@ def background(
     more: Mapping[str, str] | None = None,
     timeout_s: float = 100,
 ) -> Iterator[re.Match[str]]:
-    """A script that runs on; yields what `until` finds in its output. Ended with all it started."""
+    """A script that runs on; yields what `until` finds in its output.
+
+    Ended with all it started, also when this process is killed: a separate one waits for that.
+    """
     log = folder / f"log-{time.monotonic_ns()}.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -61,6 +65,9 @@ def background(
             stderr=output,
             start_new_session=True,
         )
+    watcher = subprocess.Popen(
+        [sys.executable, __file__, str(os.getpid()), str(process.pid)], start_new_session=True
+    )
     try:
         deadline = time.monotonic() + timeout_s
         while not (found := re.search(until, log.read_text())):
@@ -69,9 +76,29 @@ def background(
             time.sleep(0.1)
         yield found
     finally:
-        process.terminate()  # it alone: Ray says good-bye to processes of its own
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=20)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _end(process.pid)
         process.wait()
+        watcher.kill()
+        watcher.wait()
+
+
+def _end(leader: int) -> None:
+    """Ends a session by its first process; kills what is left of it after 20 s."""
+    with suppress(ProcessLookupError):
+        ended = os.pidfd_open(leader)
+        os.kill(leader, signal.SIGTERM)  # it alone: Ray says good-bye to processes of its own
+        select.select([ended], [], [], 20)
+        os.close(ended)
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _end_after(parent: int, leader: int) -> None:
+    """Ends the session as soon as `parent`, which started this process, has ended."""
+    with suppress(ProcessLookupError):  # it has already
+        select.select([os.pidfd_open(parent)], [], [])
+    _end(leader)
+
+
+if __name__ == "__main__":
+    _end_after(*map(int, sys.argv[1:]))
