@@ -227,8 +227,8 @@ def read_runs(file: Path) -> set[Run]:
     if not file.exists():
         return set()
     names = [field.name for field in fields(Run)]
-    frame = pd.read_csv(file)
-    return {Run(**row) for row in frame[names].to_dict("records")}
+    table = pd.read_csv(file)
+    return {Run(**row) for row in table[names].to_dict("records")}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, machine
+from benchmarks import machine, throughput_tables
 from benchmarks.arms import ARMS
 from benchmarks.relay import free_port, relay
 from benchmarks.workload import Workload, write_data
@@ -205,9 +205,9 @@ def write_results(out: Path, runs: Sequence[Run], about: dict[str, str]) -> str:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    table = figures.summarise(rows)
+    table = throughput_tables.summarise(rows)
     table.to_csv(out / "throughput.csv", index=False)
-    text = figures.markdown(table, figures.headline(rows), about)
+    text = throughput_tables.markdown(table, throughput_tables.headline(rows), about)
     (out / "throughput.md").write_text(text)
     return text
 

@@ -22,11 +22,15 @@ _PATHS = {
 }
 
 
+def users_environment() -> dict[str, str]:
+    """This process's, without the token that tests/conftest.py gives to the tests' own Ray."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+
+
 def _typed_in(folder: Path, more: Mapping[str, str] | None) -> dict[str, Any]:
-    inherited = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"}  # tests/conftest.py
     return {
         "cwd": folder,
-        "env": inherited | _PATHS | (more or {}),
+        "env": users_environment() | _PATHS | (more or {}),
         "stdin": subprocess.DEVNULL,
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures, generation, real_model, search_throughput
+from benchmarks import generation, real_model, search_throughput, throughput_tables
 from benchmarks.search_throughput import ArmsDisagree, Bench, on_swarm, write_results
 from benchmarks.workload import Workload, write_data
 from tune_app.backbones.local import LocalBackbone
@@ -55,13 +55,13 @@ def test_figures_are_ratios_of_medians() -> None:
         _row("F16", 29.0),  # too short for a steady state: no rate
         _row("A16", 18.0, rows_per_s=100.0),
     ]
-    found = {name: value for name, value, _ in figures.headline(rows)}
+    found = {name: value for name, value, _ in throughput_tables.headline(rows)}
     assert found["swarm: E at its best ÷ F, wall time"] == 3.0
     assert found["swarm: E without reuse ÷ F"] == 4.5
     assert found["swarm: F's rows/s in steady state ÷ A's, 8 at once"] == 0.9
     assert found["local: E at its best ÷ F"] is None
     assert found["swarm: F's rows/s in steady state ÷ A's, 16 at once"] is None
-    table = figures.summarise(rows).set_index("arm")
+    table = throughput_tables.summarise(rows).set_index("arm")
     assert (table.loc["F8", ["runs", "seconds", "least", "most"]] == [3, 20.0, 19.0, 50.0]).all()
 
 
@@ -70,7 +70,7 @@ def test_what_petals_own_server_needs_is_told_apart() -> None:
     rows += [
         _row(arm, seconds) | {"backbone": "stock"} for arm, seconds in (("R2", 80.0), ("A8", 20.0))
     ]
-    found = {name: value for name, value, _ in figures.headline(rows)}
+    found = {name: value for name, value, _ in throughput_tables.headline(rows)}
     assert found["swarm: E at its best ÷ F, wall time"] == 3.0
     assert found["swarm: E at its best on Petals' own server ÷ F"] == 4.0
     assert found["our server ÷ Petals' own, bare packed loop, seconds"] == 0.5

@@ -1,7 +1,6 @@
 """What dashboards get to see of a real search: Ray's actors and metrics, TensorBoard, Optuna."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 from pages import lines_of
-from shell import background, shell
+from shell import background, shell, users_environment
 
 from benchmarks.relay import free_port
 from tune_app.report.results import load
@@ -40,7 +39,8 @@ class Search:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tune_app.search", *flags.split(), "--out", self.run.path],
                 cwd=ROOT,
-                env=os.environ | {"RAY_metrics_report_interval_ms": "1000"},  # not each 10 s
+                env=users_environment()
+                | {"RAY_metrics_report_interval_ms": "1000"},  # not each 10 s
                 stdout=log,
                 stderr=log,
             )
@@ -48,7 +48,11 @@ class Search:
             lambda: re.search(r"Ray dashboard: (http://[\d.:]+)", self._log.read_text())
         )[1]
         self.token = subprocess.run(
-            token_command().split(), check=True, capture_output=True, text=True
+            token_command().split(),
+            env=users_environment(),
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
 
     def wait_for(self, look):

@@ -78,7 +78,7 @@ def test_every_kind_of_run_opens_without_errors(browser: Any, tmp_path: Path, sh
     run = reported_run(tmp_path / "run", **SHAPES[shape])
     browser.get(run.report_html.as_uri())
     drawn = _draw_all(browser)
-    assert drawn == len(page_data(run.report_html)["figures"])
+    assert drawn == len(page_data(run.report_html)["plots"])
     assert browser.get_log("browser") == []
     for width in (390, 1400):
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -91,7 +91,7 @@ def test_all_plots_are_printed(browser: Any, tmp_path: Path):
     """Also those that nobody has scrolled to; on the screen they are as before afterwards."""
     run = reported_run(tmp_path / "run", **SHAPES["confirmed"])
     browser.get(run.report_html.as_uri())
-    plots = len(page_data(run.report_html)["figures"])
+    plots = len(page_data(run.report_html)["plots"])
     drawn = "document.querySelectorAll('.plot[data-drawn]').length"
     _wait(browser, f"{drawn} > 0")
     assert browser.execute_script(f"return {drawn}") < plots

@@ -17,7 +17,7 @@ from synthetic_runs import page_data, reported_run, write_run
 from tune_app.report import write as report
 from tune_app.report.cli import main
 from tune_app.report.page.comparison import run_names
-from tune_app.report.page.figures import curves
+from tune_app.report.page.plots import curves
 from tune_app.report.results import load
 from tune_app.report.write import refreshed_in_background, write_all
 from tune_app.run.run_dir import RunDir
@@ -28,11 +28,11 @@ EVIL = "</script><img src=x onerror=alert(1)>"
 def test_plots_hold_the_data_of_the_tables(tmp_path: Path):
     run = reported_run(tmp_path / "run", trials=60, confirm_seeds=3)
     trials = pd.read_csv(run.trials_csv).set_index("trial")
-    figures = {figure["id"]: figure for figure in page_data(run.report_html)["figures"]}
+    plots = {plot["id"]: plot for plot in page_data(run.report_html)["plots"]}
     searched = trials[trials["origin"] != "confirm"]
 
     points = {}
-    for trace in figures["over-lr"]["data"]:
+    for trace in plots["over-lr"]["data"]:
         for trial, lr, loss in zip(trace["customdata"], trace["x"], trace["y"], strict=True):
             assert lr == pytest.approx(searched.loc[trial, "lr"], rel=1e-6)
             if trace["name"] not in ("diverged", "documented default"):
@@ -44,13 +44,13 @@ def test_plots_hold_the_data_of_the_tables(tmp_path: Path):
     history = pd.read_csv(run.history_csv)
     history = history[history["eval_loss"].notna() & history["trial"].isin(searched.index)]
     drawn = set()
-    for trace in figures["curves"]["data"]:
+    for trace in plots["curves"]["data"]:
         for trial, x, y in zip(trace["customdata"], trace["x"], trace["y"], strict=True):
             if trial is not None:
                 drawn.add((trial, x, round(y, 4)))
     rows = zip(history["trial"], history["step"], history["eval_loss"].round(4), strict=True)
     assert drawn == set(rows)
-    assert figures["confirmation"]["data"][0]["customdata"] == [load(run).chosen]
+    assert plots["confirmation"]["data"][0]["customdata"] == [load(run).chosen]
 
 
 def test_a_curve_shows_the_losses_as_over_all_rows(tmp_path: Path):
@@ -73,12 +73,12 @@ def test_every_value_has_a_place_in_its_slice(tmp_path: Path):
     run = write_run(tmp_path / "run", trials=40)  # trial 0, the default, has no weight decay
     write_all(run)
     trials = pd.read_csv(run.trials_csv).set_index("trial")
-    figures = {figure["id"]: figure for figure in page_data(run.report_html)["figures"]}
+    plots = {plot["id"]: plot for plot in page_data(run.report_html)["plots"]}
     for name in ("weight_decay", "warmup_steps", "num_cycles", "scheduler"):
-        figure = figures[f"over-{name}"]
+        plot = plots[f"over-{name}"]
         points = {
             trial: value
-            for trace in figure["data"]
+            for trace in plot["data"]
             for trial, value in zip(
                 trace["customdata"], trace["y" if name == "scheduler" else "x"], strict=True
             )
@@ -87,7 +87,7 @@ def test_every_value_has_a_place_in_its_slice(tmp_path: Path):
         assert set(points) == set(held.index)
         for trial, value in held.items():
             if value == 0 and name == "weight_decay":  # a log axis has no zero of its own
-                axis = figure["layout"]["xaxis"]
+                axis = plot["layout"]["xaxis"]
                 assert axis["ticktext"][axis["tickvals"].index(points[trial])] == "0"
             elif isinstance(value, str):
                 assert points[trial] == value
@@ -104,7 +104,7 @@ def test_the_questions_are_answered_in_order(tmp_path: Path):
     answer = text[: text.index('<section id="mattered"')]
     assert (
         f"trial {best['trial']}, test loss" in answer
-    )  # the confirmation's figures, not one seed's
+    )  # the confirmation's numbers, not one seed's
     assert f"{best['mean']:.3f}" in answer
 
 

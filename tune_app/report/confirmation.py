@@ -258,27 +258,27 @@ def _evidence(
         for seed in mine.index
         if seed in theirs.index
         and all(
-            frame.loc[seed, "status"] == Status.FINISHED and pd.notna(frame.loc[seed, column])
-            for frame in (mine, theirs)
+            half.loc[seed, "status"] == Status.FINISHED and pd.notna(half.loc[seed, column])
+            for half in (mine, theirs)
         )
     ]
     if not good:
         return None
     mine_S, theirs_S = (
-        np.array([objective.cost(float(frame.loc[seed, column])) for seed in good])
-        for frame in (mine, theirs)
+        np.array([objective.cost(float(half.loc[seed, column])) for seed in good])
+        for half in (mine, theirs)
     )
     mine_SR, theirs_SR = (
-        _by_row([int(frame.loc[seed, "trial"]) for seed in good], rows_of, objective)
-        for frame in (mine, theirs)
+        _by_row([int(half.loc[seed, "trial"]) for seed in good], rows_of, objective)
+        for half in (mine, theirs)
     )
     both_SR = None
     if mine_SR is not None and theirs_SR is not None and mine_SR.shape == theirs_SR.shape:
         both_SR = mine_SR - theirs_SR
-    means = [float(frame.loc[good, column].mean()) for frame in (mine, theirs)]
+    means = [float(half.loc[good, column].mean()) for half in (mine, theirs)]
     valid = [
-        float(frame.loc[good, objective.column].map(objective.cost).mean())
-        for frame in (mine, theirs)
+        float(half.loc[good, objective.column].map(objective.cost).mean())
+        for half in (mine, theirs)
     ]
     against = None
     if constant is not None and split == "test":

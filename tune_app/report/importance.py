@@ -65,8 +65,8 @@ def _importance(results: Results) -> pd.DataFrame:
     if not total > 0:
         return empty
     rows = [(name, value / total, held[name]) for name, value in found.items()]
-    frame = pd.DataFrame(rows, columns=["parameter", "importance", "trials"])
-    return frame.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows, columns=["parameter", "importance", "trials"])
+    return table.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
 
 def why_none(results: Results) -> str:

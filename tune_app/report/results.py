@@ -93,7 +93,7 @@ class Results:
         return rows[(rows["status"] == Status.FINISHED) & rows["eval_loss"].notna()]
 
     @property
-    def beside(self) -> str:
+    def second_metric(self) -> str:
         """The metric that is shown next to the objective: the task's, or the loss."""
         return self.metric if self.objective.name == "loss" else "loss"
 
@@ -200,7 +200,7 @@ def load(run: RunDir) -> Results:
 def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     hyperparameters: dict[str, None] = {}  # an ordered set
-    figures: dict[str, None] = {}
+    reported: dict[str, None] = {}
     for trial in trials:
         config = {} if trial.config is None else trial.config.to_dict()
         if config.get("changes"):
@@ -208,7 +208,7 @@ def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
         final = {} if trial.last is None else trial.last.flat()
         final = {k: v for k, v in final.items() if k != "learning_rate" and k not in config}
         hyperparameters |= dict.fromkeys(config)
-        figures |= dict.fromkeys(final)
+        reported |= dict.fromkeys(final)
         about = {
             "trial": trial.number,
             "status": open_status if trial.ended is None else trial.status,
@@ -219,28 +219,28 @@ def _trials(trials: list[TrialState], open_status: Status) -> pd.DataFrame:
         }
         rows.append({**about, **config, **final})
     usual = [*_FINAL, *_metrics(), "test_loss", *(f"test_{metric}" for metric in _metrics())]
-    known = [name for name in usual if name in figures or name in _FINAL[:3]]
-    extra = [name for name in figures if name not in (*known, *_COST)]
+    known = [name for name in usual if name in reported or name in _FINAL[:3]]
+    extra = [name for name in reported if name not in (*known, *_COST)]
     columns = list(dict.fromkeys([*_ABOUT, *hyperparameters, *known, *_COST, *extra]))
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["status"] = [Status(status) for status in frame["status"]]
-    frame = _numeric(frame, [*usual, *_COST, *extra], integers=["of", "look", *_WHOLE])
+    table = pd.DataFrame(rows, columns=columns)
+    table["status"] = [Status(status) for status in table["status"]]
+    table = _numeric(table, [*usual, *_COST, *extra], integers=["of", "look", *_WHOLE])
     keys = pd.DataFrame(
         {
-            "confirm": frame["origin"] == "confirm",
-            "standing": [_STANDING[status] for status in frame["status"]],
-            "cost": _costs(frame),
-            "trial": frame["trial"],
+            "confirm": table["origin"] == "confirm",
+            "standing": [_STANDING[status] for status in table["status"]],
+            "cost": _costs(table),
+            "trial": table["trial"],
         }
     )
     order = keys.sort_values(["confirm", "standing", "cost", "trial"], na_position="last").index
-    return frame.loc[order].reset_index(drop=True)
+    return table.loc[order].reset_index(drop=True)
 
 
-def _costs(frame: pd.DataFrame) -> pd.Series:
+def _costs(table: pd.DataFrame) -> pd.Series:
     """What the search minimised, by trial; NaN if the loss is not a number."""
-    loss = frame["eval_loss"]
-    return frame["objective"].fillna(loss).where(loss.notna()) if "objective" in frame else loss
+    loss = table["eval_loss"]
+    return table["objective"].fillna(loss).where(loss.notna()) if "objective" in table else loss
 
 
 def _history(trials: list[TrialState]) -> pd.DataFrame:
@@ -251,20 +251,20 @@ def _history(trials: list[TrialState]) -> pd.DataFrame:
     ]
     first = ["trial", "step", "train_loss", "eval_loss", "learning_rate", *_COST, "time"]
     extra = dict.fromkeys(key for row in rows for key in row if key not in first)
-    frame = pd.DataFrame(rows, columns=[*first, *extra])
-    return _numeric(frame, [name for name in frame if name != "trial"], integers=_WHOLE)
+    table = pd.DataFrame(rows, columns=[*first, *extra])
+    return _numeric(table, [name for name in table if name != "trial"], integers=_WHOLE)
 
 
-def _numeric(frame: pd.DataFrame, names: list[str], integers: list[str]) -> pd.DataFrame:
+def _numeric(table: pd.DataFrame, names: list[str], integers: list[str]) -> pd.DataFrame:
     """Columns as numbers: a null is NaN in a float column and <NA> in one of whole numbers."""
     for name in names:
-        if name in frame and frame[name].dtype != bool:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+        if name in table and table[name].dtype != bool:
+            table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
     for name in integers:
-        if name in frame:
-            numbers = pd.to_numeric(frame[name], errors="coerce").astype(float).round()
-            frame[name] = numbers.where(numbers.abs() < 2**53).astype("Int64")
-    return frame
+        if name in table:
+            numbers = pd.to_numeric(table[name], errors="coerce").astype(float).round()
+            table[name] = numbers.where(numbers.abs() < 2**53).astype("Int64")
+    return table
 
 
 def _settings(run: RunDir) -> dict[str, Any]:

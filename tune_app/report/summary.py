@@ -141,7 +141,7 @@ def _verdict(results: Results, width: int) -> str:
 def _confirmation(results: Results, width: int) -> str:
     if results.confirm.empty:
         return ""
-    name, beside = results.objective.name, results.beside
+    name, second = results.objective.name, results.second_metric
     rows = [
         [
             confirmed_name(row.part, row.trial),
@@ -149,13 +149,13 @@ def _confirmation(results: Results, width: int) -> str:
             number(row.valid, name),
             number(row.mean, name),
             DASH if pd.isna(row.spread) else f"{row.spread:.3f}",
-            number(row.metric, beside),
+            number(row.metric, second),
             _difference(row.difference, row.low, row.high),
         ]
         for row in results.confirm.itertuples()
     ]
     split = results.confirm["split"].iloc[0]
-    header = ["confirmed", "seeds", f"valid {name}", f"{split} {name}", "±", beside]
+    header = ["confirmed", "seeds", f"valid {name}", f"{split} {name}", "±", second]
     header.append("vs. default")
     lines = _table(rows, header, right={2, 3, 4, 5})
     if max(map(len, lines)) > width:  # the metric is also in the sentence above
@@ -181,29 +181,29 @@ def by_scheduler(results: Results) -> pd.DataFrame:
         return pd.DataFrame(columns=["scheduler", "trials", "best", "median"])
     done = trials["status"].isin([Status.FINISHED, Status.STOPPED])
     grouped = trials.assign(loss=trials["eval_loss"].where(done)).groupby("scheduler")
-    frame = grouped.agg(
+    table = grouped.agg(
         trials=("trial", "size"), best=("loss", "min"), median=("loss", "median")
     ).reset_index()
-    return frame.sort_values("best", na_position="last", kind="stable", ignore_index=True)
+    return table.sort_values("best", na_position="last", kind="stable", ignore_index=True)
 
 
 def _by_scheduler(results: Results) -> str:
-    frame = by_scheduler(results)
-    if len(frame) < 2:
+    table = by_scheduler(results)
+    if len(table) < 2:
         return ""
     rows = [
         [row.scheduler, str(row.trials), number(row.best, "loss"), number(row.median, "loss")]
-        for row in frame.itertuples()
+        for row in table.itertuples()
     ]
     return "\n".join(_table(rows, ["scheduler", "trials", "best", "median loss"], right={1, 2, 3}))
 
 
 def _importance(results: Results, width: int) -> str:
-    frame = importance(results)
-    if frame.empty:
+    table = importance(results)
+    if table.empty:
         few = why_none(results)
         return textwrap.fill(f"Hyperparameter importance: {few}.", width) if few else ""
-    top = frame["importance"].max()
+    top = table["importance"].max()
     rows = [
         [
             row.parameter,
@@ -211,7 +211,7 @@ def _importance(results: Results, width: int) -> str:
             "█" * max(1, round(_BARS * row.importance / top)),
             plural(row.trials, "trial"),
         ]
-        for row in frame.itertuples()
+        for row in table.itertuples()
     ]
     header = ["importance (PED-ANOVA)", "", "", "rests on"]
     return "\n".join(line[:width] for line in _table(rows, header, right={1}))

@@ -17,7 +17,7 @@ from tune_app.report.evidence import pairs_needed
 from tune_app.report.results import Results
 from tune_app.report.words import (
     baseline_name,
-    figures,
+    metrics_of,
     number,
     plural,
     signed,
@@ -110,11 +110,11 @@ def _searched(results: Results) -> Verdict:
         return Verdict(
             "undecided",
             "Only the documented default has finished",
-            f"It reaches {figures(best, results)}; there is nothing to compare it with"
+            f"It reaches {metrics_of(best, results)}; there is nothing to compare it with"
             + (" yet." if results.running else "."),
         )
     best = first.iloc[0]
-    reached = f"Trial {best['trial']} reaches {figures(best, results)} on the validation split"
+    reached = f"Trial {best['trial']} reaches {metrics_of(best, results)} on the validation split"
     if default["status"] != Status.FINISHED or pd.isna(default["eval_loss"]):
         state = str(default["status"])
         if default["status"] not in (Status.DIVERGED, Status.FAILED):
@@ -130,7 +130,7 @@ def _searched(results: Results) -> Verdict:
     change = float(best[objective.column] - default[objective.column])
     ahead = objective.cost(best[objective.column]) < objective.cost(default[objective.column])
     text = (
-        f"{reached}, the {name} {figures(default, results)}: "
+        f"{reached}, the {name} {metrics_of(default, results)}: "
         f"a difference of {signed(change)}. Each was trained with one seed, "
         f"{'so part of it may be luck' if ahead else 'which is too few to rule out a gain'}."
     )
@@ -150,10 +150,10 @@ def _confirmed(results: Results, evidence: Evidence) -> Verdict:
     objective, table = results.objective, results.confirm.set_index("trial")
     kind = decided(results)
     mine, theirs = table.loc[evidence.trial], table.loc[evidence.baseline]
-    name, beside = objective.name, results.beside
+    name, second = objective.name, results.second_metric
     reached = f"a mean {evidence.split} {name} of {_mean(mine, name)}"
     if pd.notna(mine["metric"]):
-        reached += f" ({beside} {number(mine['metric'], beside)})"
+        reached += f" ({second} {number(mine['metric'], second)})"
     text = (
         f"Trained again with {plural(evidence.pairs, 'fresh seed')}, trial {evidence.trial} "
         f"reaches {reached}, the {baseline_name(evidence.baseline)} {_mean(theirs, name)}: "

@@ -90,9 +90,9 @@ def state(results: Results) -> str:
     return "interrupted" if len(results.trials) else "not started"
 
 
-def figures(row: pd.Series, results: Results) -> str:
+def metrics_of(row: pd.Series, results: Results) -> str:
     """`loss 1.742, accuracy 0.413` of a trial's last report, the objective first."""
-    names = (results.objective.name, results.beside)
+    names = (results.objective.name, results.second_metric)
     values = {name: row.get("eval_loss" if name == "loss" else name) for name in names}
     return ", ".join(
         f"{name} {number(value, name)}"
@@ -117,7 +117,7 @@ def baselines_in_words(results: Results) -> str:
     for trial in results.baselines:
         row = results.trial(trial)
         assert row is not None  # it is one of the run's trials
-        reached = figures(row, results) if pd.notna(row["eval_loss"]) else str(row["status"])
+        reached = metrics_of(row, results) if pd.notna(row["eval_loss"]) else str(row["status"])
         said.append(f"the {baseline_name(trial)} {reached}")
     return (
         f"In the search (validation, one seed): {'; '.join(said)}. The best config is compared "

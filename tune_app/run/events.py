@@ -165,8 +165,8 @@ class TrialReported(TrialEvent):
 
     @classmethod
     def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-        figures = {k: v for k, v in line.items() if k not in ("time", "event", "trial")}
-        return given | {"report": Report.from_flat(figures)}
+        reported = {k: v for k, v in line.items() if k not in ("time", "event", "trial")}
+        return given | {"report": Report.from_flat(reported)}
 
 
 @dataclass(frozen=True, kw_only=True)

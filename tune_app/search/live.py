@@ -147,7 +147,7 @@ class LiveView:
         elif isinstance(event, TrialEnded) and event.status == Status.FAILED:
             self.say(f"{self._name(trial)} failed: {event.reason}")
         elif isinstance(event, TrialReported) and self._config.verbose:
-            self.say(f"{self._name(trial)}: step {trial.step}, {self._figures(trial)}")
+            self.say(f"{self._name(trial)}: step {trial.step}, {self._metrics(trial)}")
 
     def _tell_changes(self, event: PopulationChanged) -> None:
         for clone in event.changed:
@@ -168,7 +168,7 @@ class LiveView:
             f"{done}/{planned}",
             self._name(trial),
             trial.status,
-            self._figures(trial),
+            self._metrics(trial),
             f"lr {number(config.lr, 'lr')}, {config.scheduler}",
             duration(math.nan if trial.last is None else trial.last.seconds),
         ]
@@ -179,7 +179,7 @@ class LiveView:
             return f"trial {trial.number}"
         return f"confirming {_confirmed(trial.of)}, seed {seed_index_of(trial.number)}"
 
-    def _figures(self, trial: TrialState) -> str:
+    def _metrics(self, trial: TrialState) -> str:
         search = self._progress.run.search
         metric = "" if search is None else search.metric
         text = f"loss {number(trial.loss, 'loss')}"
@@ -223,7 +223,7 @@ class LiveView:
         if best is None:
             lines.add_row("best", "no trial has finished yet")
         else:
-            lines.add_row("best", f"trial {best.number}: {self._figures(best)}")
+            lines.add_row("best", f"trial {best.number}: {self._metrics(best)}")
             names = (progress.run.search and progress.run.search.sampled) or ("lr", "scheduler")
             values = [
                 f"{name} {number(getattr(best.config, name), name)}"

@@ -35,10 +35,10 @@ Source: TypeAlias = "str | Path | pd.DataFrame | HasToPandas"
 
 
 @dataclass(frozen=True)
-class Table:
-    """frame: if `raw` (csv and tsv, all cells str), a header is still a row; name: for messages"""
+class LoadedTable:
+    """data: if `raw` (csv and tsv, all cells str), a header is still a row; name: for messages"""
 
-    frame: pd.DataFrame
+    data: pd.DataFrame
     name: str
     raw: bool
     notes: list[str]
@@ -59,10 +59,10 @@ def keep_table(source: Source, file: Path) -> str:
     so that every process and any later call have the same rows."""
     if isinstance(source, str | Path):
         return str(source)
-    frame = _frame(source)
+    table = _as_table(source)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        frame.to_parquet(file, index=False)
+        table.to_parquet(file, index=False)
     except Exception as error:  # pyarrow has many of its own
         raise ConfigError(
             f"{file.stem}: the table cannot be saved as parquet, perhaps because a column has "
@@ -71,19 +71,19 @@ def keep_table(source: Source, file: Path) -> str:
     return str(file)
 
 
-def _frame(source: pd.DataFrame | HasToPandas) -> pd.DataFrame:
-    frame = source if isinstance(source, pd.DataFrame) else source.to_pandas()
-    if not isinstance(frame, pd.DataFrame):
+def _as_table(source: pd.DataFrame | HasToPandas) -> pd.DataFrame:
+    table = source if isinstance(source, pd.DataFrame) else source.to_pandas()
+    if not isinstance(table, pd.DataFrame):
         raise ConfigError(
-            f"the data: to_pandas() of {type(source).__name__} returns {type(frame).__name__}, not "
+            f"the data: to_pandas() of {type(source).__name__} returns {type(table).__name__}, not "
             "a DataFrame; if it has several splits, give one of them."
         )
-    return frame.set_axis([str(column) for column in frame.columns], axis=1)
+    return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
 def load(
     source: Source, *, encoding: str | None = None, delimiter: str | None = None
-) -> Table | str:
+) -> LoadedTable | str:
     """The source's table, or the text of a plain-text file.
 
     encoding: of text files; None: UTF-8, unless a byte order mark differs
@@ -91,7 +91,7 @@ def load(
         equally many fields
     """
     if not isinstance(source, str | Path):
-        return Table(_frame(source), "the table", raw=False, notes=[])
+        return LoadedTable(_as_table(source), "the table", raw=False, notes=[])
     path = str(source)
     suffix = _suffix(path)
     if suffix not in FORMATS:
@@ -102,12 +102,12 @@ def load(
     name, notes = path.rsplit("/", 1)[-1], list[str]()
     try:
         if suffix == ".parquet":
-            return Table(pd.read_parquet(path), name, raw=False, notes=notes)
+            return LoadedTable(pd.read_parquet(path), name, raw=False, notes=notes)
         text = _text(path, encoding)
         if suffix == ".txt":
             return text
         if suffix in (".jsonl", ".json"):
-            return Table(_objects(path, text), name, raw=False, notes=notes)
+            return LoadedTable(_objects(path, text), name, raw=False, notes=notes)
         if delimiter is None and suffix == ".csv":
             delimiter = _delimiter(text)
             if delimiter != ",":
@@ -118,8 +118,10 @@ def load(
         options |= {"sep": delimiter}
         if suffix == ".tsv":
             options["quoting"] = csv.QUOTE_NONE
-        frame = pd.read_csv(io.StringIO(text), **options)
-        return Table(_unquoted(frame) if suffix == ".tsv" else frame, name, raw=True, notes=notes)
+        table = pd.read_csv(io.StringIO(text), **options)
+        return LoadedTable(
+            _unquoted(table) if suffix == ".tsv" else table, name, raw=True, notes=notes
+        )
     except ConfigError:
         raise
     except Exception as error:  # file systems behind URLs raise many unrelated types
@@ -218,11 +220,11 @@ def _objects(path: str, text: str) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object).infer_objects()
 
 
-def _unquoted(frame: pd.DataFrame) -> pd.DataFrame:
+def _unquoted(table: pd.DataFrame) -> pd.DataFrame:
     """Removes quotes from a column if they always quote whole fields; stray quotes in text stay."""
-    for column in frame:
-        cells = frame[column]
+    for column in table:
+        cells = table[column]
         opened = cells.str.startswith('"').fillna(False).astype(bool)
         if opened.any() and cells[opened].str.fullmatch(_QUOTED).all():
-            frame.loc[opened, column] = cells[opened].str[1:-1].str.replace('""', '"')
-    return frame
+            table.loc[opened, column] = cells[opened].str[1:-1].str.replace('""', '"')
+    return table

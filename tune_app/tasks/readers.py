@@ -77,36 +77,36 @@ def read_texts(source: Source, reading: Reading, *, keep_empty: bool = False) ->
             raise ConfigError([f"{name}: the file has no text"])
         return Texts([loaded], None, is_stream=True)
 
-    frame, notes, headless = loaded.frame, list(loaded.notes), False
-    if loaded.raw and len(frame):
+    table, notes, headless = loaded.data, list(loaded.notes), False
+    if loaded.raw and len(table):
         named = _names_columns(
             *(reading.text_column, reading.label_column),
             *(reading.prompt_column, reading.completion_column),
         )
-        header, sure = (True, True) if named else _has_header(frame)
+        header, sure = (True, True) if named else _has_header(table)
         headless = not header
         if header:
-            frame.columns = pd.Index([str(cell) for cell in frame.iloc[0]])
-            frame = frame.iloc[1:]
+            table.columns = pd.Index([str(cell) for cell in table.iloc[0]])
+            table = table.iloc[1:]
         if header and not sure:
             notes.append(
                 f"{loaded.name}: the first line is used as column names, because column "
-                f"{_told_by(frame)!r} repeats its values but never this one"
+                f"{_told_by(table)!r} repeats its values but never this one"
             )
-    frame.columns = pd.Index([str(column) for column in frame.columns])
-    if not len(frame):
+    table.columns = pd.Index([str(column) for column in table.columns])
+    if not len(table):
         raise ConfigError([f"{name}: the file has no rows"])
-    if len(set(frame.columns)) < len(frame.columns):
-        raise ConfigError([f"{name}: column names must differ, got {_shown(frame.columns)}"])
-    if not labelled and (taught := _with_completions(frame, name, reading)) is not None:
+    if len(set(table.columns)) < len(table.columns):
+        raise ConfigError([f"{name}: column names must differ, got {_shown(table.columns)}"])
+    if not labelled and (taught := _with_completions(table, name, reading)) is not None:
         return replace(taught, notes=notes + taught.notes)
-    text_at, label_at, guessed = _columns(frame, name, reading)
-    label = "" if label_at is None else f", label is column {frame.columns[label_at]!r}"
-    columns = f"text is column {frame.columns[text_at]!r}{label}"
+    text_at, label_at, guessed = _columns(table, name, reading)
+    label = "" if label_at is None else f", label is column {table.columns[label_at]!r}"
+    columns = f"text is column {table.columns[text_at]!r}{label}"
     if guessed or headless:
         no_header = "no header, because the first line looks like data; " if headless else ""
         notes.append(f"{loaded.name}: {no_header}{columns}")
-    texts = _clean(frame, name, text_at, label_at, reading.labels, keep_empty)
+    texts = _clean(table, name, text_at, label_at, reading.labels, keep_empty)
     return Texts(texts.texts, texts.labels, notes + texts.notes, columns=columns)
 
 
@@ -131,7 +131,7 @@ def _names_columns(*columns: str | None) -> bool:
     return any(column is not None and not column.isdigit() for column in columns)
 
 
-def _has_header(frame: pd.DataFrame) -> tuple[bool, bool]:
+def _has_header(table: pd.DataFrame) -> tuple[bool, bool]:
     """(whether the first line is a header, whether that is certain).
 
     It is one if it has a usual name, or an empty first cell before names, as `to_csv` writes above
@@ -139,30 +139,30 @@ def _has_header(frame: pd.DataFrame) -> tuple[bool, bool]:
     repeats. So it is if it has a long text, unless some column repeats its values but never this
     one.
     """
-    first = [str(cell).strip() for cell in frame.iloc[0]]
+    first = [str(cell).strip() for cell in table.iloc[0]]
     if {cell.lower() for cell in first} & {*TEXT_NAMES, *LABEL_NAMES, *_PAIR, _CHAT}:
         return True, True
     names = first[1:] if len(first) > 1 and not first[0] else first
     if any(not cell or re.fullmatch(r"[-+]?\d+(\.\d+)?", cell) for cell in names):
         return False, True
-    if any((frame.iloc[1:, i] == frame.iloc[0, i]).any() for i in range(len(first))):
+    if any((table.iloc[1:, i] == table.iloc[0, i]).any() for i in range(len(first))):
         return False, True
     if len(names) < len(first) or all(len(cell.split()) <= 3 for cell in first):
         return True, True
-    return _told_by(frame.iloc[1:].set_axis(first, axis=1)) is not None, False
+    return _told_by(table.iloc[1:].set_axis(first, axis=1)) is not None, False
 
 
-def _told_by(frame: pd.DataFrame) -> str | None:
+def _told_by(table: pd.DataFrame) -> str | None:
     """The name of the first column that repeats its values; None if none does."""
-    for i, name in enumerate(frame.columns):
-        if 2 * frame.iloc[:, i].nunique() <= len(frame):
+    for i, name in enumerate(table.columns):
+        if 2 * table.iloc[:, i].nunique() <= len(table):
             return str(name)
     return None
 
 
-def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int | None, bool]:
+def _columns(table: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int | None, bool]:
     """Positions of the text and the label column, and whether one was guessed from its content."""
-    columns, mistakes, labelled = list(frame.columns), list[str](), reading.labels != "none"
+    columns, mistakes, labelled = list(table.columns), list[str](), reading.labels != "none"
 
     def find(flag: str, given: str | None, usual: tuple[str, ...]) -> int | None:
         if given is None:
@@ -188,7 +188,7 @@ def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int
     if text_at is None:  # the wordiest column, if there are no more columns than needed
         free = [i for i in likely if i != label_at]
         if len(likely) <= 2 and free:
-            text_at = max(free, key=lambda i: frame.iloc[:, i].astype(str).str.len().mean())
+            text_at = max(free, key=lambda i: table.iloc[:, i].astype(str).str.len().mean())
     if labelled and label_at is None and len(likely) == 2 and text_at in likely:
         label_at = next(i for i in likely if i != text_at)
     if text_at is None:
@@ -202,30 +202,30 @@ def _columns(frame: pd.DataFrame, path: str, reading: Reading) -> tuple[int, int
     return text_at, label_at, guessed
 
 
-def _with_completions(frame: pd.DataFrame, path: str, reading: Reading) -> Texts | None:
+def _with_completions(table: pd.DataFrame, path: str, reading: Reading) -> Texts | None:
     """Prompts with completions, or chats, if there are such columns; None otherwise."""
     given = (reading.prompt_column, reading.completion_column)
-    columns = {column.strip().lower(): i for i, column in enumerate(frame.columns)}
+    columns = {column.strip().lower(): i for i, column in enumerate(table.columns)}
     if given == (None, None):
         if reading.text_column is not None or {*TEXT_NAMES} & columns.keys():
             return None
         if _CHAT in columns:
-            return _chats(frame.iloc[:, columns[_CHAT]], path)
+            return _chats(table.iloc[:, columns[_CHAT]], path)
         if not {*_PAIR} <= columns.keys():
             return None
         places = [columns[name] for name in _PAIR]
     else:
         places, mistakes = [], []
         for flag, name in zip(("--prompt-column", "--completion-column"), given, strict=True):
-            if name in list(frame.columns):
-                places.append(list(frame.columns).index(str(name)))
-            elif name is not None and name.isdigit() and int(name) < len(frame.columns):
+            if name in list(table.columns):
+                places.append(list(table.columns).index(str(name)))
+            elif name is not None and name.isdigit() and int(name) < len(table.columns):
                 places.append(int(name))
             else:
-                mistakes.append(f"{path}: no column for {flag} {name!r}; {_shown(frame.columns)}")
+                mistakes.append(f"{path}: no column for {flag} {name!r}; {_shown(table.columns)}")
         if mistakes:
             raise ConfigError(mistakes)
-    prompts, completions = (frame.iloc[:, place] for place in places)
+    prompts, completions = (table.iloc[:, place] for place in places)
     mistakes = [
         f"{path}: column {cells.name!r} must be text; it is not in {_rows(strange)}"
         for cells in (prompts, completions)
@@ -271,7 +271,7 @@ def _chats(cells: pd.Series, path: str) -> Texts:
 
 
 def _clean(
-    frame: pd.DataFrame,
+    table: pd.DataFrame,
     path: str,
     text_at: int,
     label_at: int | None,
@@ -279,17 +279,17 @@ def _clean(
     keep_empty: bool,
 ) -> Texts:
     mistakes, notes = list[str](), list[str]()
-    texts = frame.iloc[:, text_at]
+    texts = table.iloc[:, text_at]
     if texts.isna().any():
         mistakes.append(f"{path}: the text is missing in {_rows(texts.isna())}")
     elif other := [cell for cell in texts if not isinstance(cell, str)]:
         mistakes.append(
-            f"{path}: column {frame.columns[text_at]!r} must be text, "
-            f"got {other[0]}; {_shown(frame.columns)}"
+            f"{path}: column {table.columns[text_at]!r} must be text, "
+            f"got {other[0]}; {_shown(table.columns)}"
         )
     values = None
     if label_at is not None:
-        values, wrong = _labels(frame.iloc[:, label_at], labels)
+        values, wrong = _labels(table.iloc[:, label_at], labels)
         mistakes += [f"{path}: {message}" for message in wrong]
     if mistakes:
         raise ConfigError(mistakes)

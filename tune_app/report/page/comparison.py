@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from tune_app.report.page import figures as draw
+from tune_app.report.page import plots as draw
 from tune_app.report.page.render import render
 from tune_app.report.results import Results
 from tune_app.report.verdict import verdict
@@ -16,7 +16,7 @@ from tune_app.report.words import count, number, plural, standing, state, with_s
 def comparison_page(several: Sequence[Results]) -> str:
     """Several runs side by side as a string of HTML."""
     names = run_names(several)
-    figure = draw.progress(zip(names, several, strict=True))
+    plot = draw.progress(zip(names, several, strict=True))
     configs = [
         {} if results.best is None else results.configs.get(int(results.best["trial"]), {})
         for results in several
@@ -26,7 +26,7 @@ def comparison_page(several: Sequence[Results]) -> str:
     rows = [(key, values) for key, values in rows if any(value is not None for value in values)]
     return render(
         "comparison.html.j2",
-        [figure] if figure else [],
+        [plot] if plot else [],
         running=any(results.running for results in several),
         hover={},
         title=f"Comparison of {plural(len(several), 'search').replace('searchs', 'searches')}",

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tune_app.report.confirmation import Evidence
 from tune_app.report.importance import importance, why_none
-from tune_app.report.page import figures as draw
+from tune_app.report.page import plots as draw
 from tune_app.report.page.parallel import parallel
 from tune_app.report.page.render import render
 from tune_app.report.results import Results
@@ -61,7 +61,7 @@ def report_page(results: Results) -> str:
     winner = None if best is None else int(best["trial"])
     return render(
         "report.html.j2",
-        [figure for figure in shown if figure],
+        [plot for plot in shown if plot],
         running=results.running,
         hover=hover_texts([results])[0],
         title=f"{results.run.path.name} \N{MIDDLE DOT} hyperparameter search",
@@ -76,7 +76,7 @@ def report_page(results: Results) -> str:
         tiles=_tiles(results),
         exported=exported(results),
         confirm=_confirm_rows(results),
-        over=[figure["id"] for figure in over if figure],
+        over=[plot["id"] for plot in over if plot],
         too_few=why_none(results) if table.empty else "",
         schedulers=by_scheduler(results),
         cost=_cost(results),
@@ -154,15 +154,15 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     if results.evidence is not None:
         return [*_confirmed_tiles(results, results.evidence), trials]
     best, default = results.best, results.default
-    objective, beside = results.objective, results.beside
+    objective, second = results.objective, results.second_metric
     tiles = []
     titled = [] if default is None else [(baseline_name(int(default["trial"])), default)]
     if best is not None and best["trial"] not in results.baselines:
         titled.insert(0, (f"trial {best['trial']}", best))
     for title, row in titled:
         if pd.notna(row[objective.column]):
-            value = row.get("eval_loss" if beside == "loss" else beside)
-            remark = f"{beside} {number(value, beside)}, one seed"
+            value = row.get("eval_loss" if second == "loss" else second)
+            remark = f"{second} {number(value, second)}, one seed"
             value = number(row[objective.column], objective.name)
             tiles.append((f"{title}, validation {objective.name}", value, remark))
     if len(tiles) == 2 and best is not None and default is not None:
@@ -176,11 +176,11 @@ def _confirmed_tiles(results: Results, evidence: Evidence) -> list[tuple[str, st
     """The tiles of a confirmation; the search's own numbers, with one seed each, are partly
     luck."""
     tiles, rows = [], results.confirm.set_index("trial")
-    name, beside = results.objective.name, results.beside
+    name, second = results.objective.name, results.second_metric
     for trial in (evidence.trial, evidence.baseline):
         row = rows.loc[trial]
         title = f"trial {trial}" if trial == evidence.trial else baseline_name(trial)
-        remark = f"{plural(row['seeds'], 'seed')}, {beside} {number(row['metric'], beside)}"
+        remark = f"{plural(row['seeds'], 'seed')}, {second} {number(row['metric'], second)}"
         spread = "" if pd.isna(row["spread"]) else f"\N{PLUS-MINUS SIGN} {row['spread']:.3f}, "
         value = number(row["mean"], name)
         tiles.append((f"{title}, {row['split']} {name}", value, spread + remark))
@@ -201,7 +201,7 @@ def _confirm_rows(results: Results) -> list[list[str]]:
                 f"{row.seeds}" + (f", {row.failed} failed" if row.failed else ""),
                 number(row.valid, results.objective.name),
                 with_spread(row.mean, row.spread, results.objective.name),
-                number(row.metric, results.beside),
+                number(row.metric, results.second_metric),
                 "" if pd.isna(row.difference) else signed(row.difference),
                 interval,
             ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune_app.report.page.figures import POINT, Figure, axis_range, figure, is_log
+from tune_app.report.page.plots import POINT, Plot, axis_range, is_log, plot
 from tune_app.report.results import Results
 from tune_app.report.words import number
 
@@ -15,7 +15,7 @@ _BINS = 7  # shades of loss
 _LONGEST = 17  # characters of a label; the next axis is not far
 
 
-def parallel(results: Results) -> Figure | None:
+def parallel(results: Results) -> Plot | None:
     """Parallel coordinates: a line for each trial through its values, shaded by loss."""
     rows = results.searched
     rows = rows[rows["eval_loss"].notna()].sort_values("eval_loss", ascending=False)
@@ -55,7 +55,7 @@ def parallel(results: Results) -> Figure | None:
         {"type": "line", "x0": i, "x1": i, "y0": 0, "y1": 1, "line": {"color": "--muted"}}
         for i in range(len(axes))
     ]
-    return figure(
+    return plot(
         "parallel",
         data,
         "Parallel coordinates: every trial as a line through its hyperparameters to its loss",

@@ -22,19 +22,19 @@ REFRESH_S = 15  # how often the page of a running search reloads itself
 
 
 def render(
-    template: str, figures: Iterable[dict[str, Any]], *, running: bool, hover: Any, **values: Any
+    template: str, plots: Iterable[dict[str, Any]], *, running: bool, hover: Any, **values: Any
 ) -> str:
-    """The template as a string of HTML. `figures` are placed by their `id`; `hover` has the hover
+    """The template as a string of HTML. `plots` are placed by their `id`; `hover` has the hover
     texts of their points (`hover_texts`)."""
-    by_id = {figure["id"]: figure for figure in figures}
+    by_id = {plot["id"]: plot for plot in plots}
     return (
         _environment()
         .get_template(template)
         .render(
             refresh=REFRESH_S if running else None,
             written=time.strftime("%Y-%m-%d %H:%M:%S"),
-            figures=by_id,
-            data=_json({"figures": list(by_id.values()), "hover": hover}),
+            plots=by_id,
+            data=_json({"plots": list(by_id.values()), "hover": hover}),
             plotly=_plotly(),
             **values,
         )

@@ -2,7 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 // --- plots -------------------------------------------------------------------------------------
-// A string "--name" anywhere in a figure stands for the CSS variable of the current theme.
+// A string "--name" anywhere in a plot stands for the CSS variable of the current theme.
 function themed(value, style) {
   if (typeof value === "string") {
     return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
@@ -14,9 +14,9 @@ function themed(value, style) {
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, themed(item, style)]));
 }
 
-function drawn(figure, width) {
+function drawn(plot, width) {
   const style = getComputedStyle(document.documentElement);
-  const traces = figure.data.map((trace) => {
+  const traces = plot.data.map((trace) => {
     const themedTrace = themed(trace, style);
     if (trace.customdata && trace.hovertemplate && trace.hovertemplate.includes("%{text}")) {
       themedTrace.text = trace.customdata.map((trial) => (trial === null ? "" : data.hover[trial]));
@@ -26,7 +26,7 @@ function drawn(figure, width) {
   const text = style.getPropertyValue("--text").trim();
   const muted = style.getPropertyValue("--muted").trim();
   const rule = style.getPropertyValue("--rule").trim();
-  const own = themed(figure.layout, style);
+  const own = themed(plot.layout, style);
   const axis = {
     gridcolor: rule, zeroline: false, linecolor: rule, tickfont: { color: muted }, automargin: true,
   };
@@ -55,20 +55,20 @@ function drawn(figure, width) {
   return { traces, layout };
 }
 
-function draw(figure) {
-  const place = document.getElementById("plot-" + figure.id);
+function draw(plot) {
+  const place = document.getElementById("plot-" + plot.id);
   const width = Math.min(place.parentElement.clientWidth, printing ? SHEET : Infinity);
-  const { traces, layout } = drawn(figure, width);
+  const { traces, layout } = drawn(plot, width);
   // On a phone a legend is as many lines as it has entries, which must not eat up the plot.
   const entries = layout.showlegend ? traces.filter((t) => t.showlegend !== false).length : 0;
   const above = width < 500 ? 21 * Math.max(0, entries - 2) : 0;
-  place.style.height = (figure.layout.height || 380) + above + "px";
+  place.style.height = (plot.layout.height || 380) + above + "px";
   layout.height = place.clientHeight;
   return Plotly.react(place, traces, layout, { displayModeBar: false, responsive: false });
 }
 
 // Plots wait until they are about to be seen, so that the answer is readable at once.
-const waiting = new Map(data.figures.map((figure) => ["plot-" + figure.id, figure]));
+const waiting = new Map(data.plots.map((plot) => ["plot-" + plot.id, plot]));
 const seen = new Set();
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries.filter((item) => item.isIntersecting)) show(entry.target);
@@ -76,9 +76,9 @@ const watcher = new IntersectionObserver((entries) => {
 
 function show(place) {
   watcher.unobserve(place);
-  const figure = waiting.get(place.id);
-  seen.add(figure);
-  draw(figure).then(() => place.setAttribute("data-drawn", ""));
+  const plot = waiting.get(place.id);
+  seen.add(plot);
+  draw(plot).then(() => place.setAttribute("data-drawn", ""));
 }
 
 function redraw() {
@@ -92,13 +92,13 @@ function setPrinting(now) {
   printing = now;
   redraw();
   if (!now) return;
-  for (const [id, figure] of waiting) {
-    if (!seen.has(figure)) show(document.getElementById(id));
+  for (const [id, plot] of waiting) {
+    if (!seen.has(plot)) show(document.getElementById(id));
   }
 }
 
 async function startPlots() {
-  if (!data.figures.length) return;
+  if (!data.plots.length) return;
   const packed = atob(document.getElementById("plotly").textContent);
   const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -1,7 +1,7 @@
 """Plotly figures of a run as plain JSON: data and layout, without a theme's colours.
 
 A colour that starts with `--` names a CSS variable of the page, which `page.js` looks up when it
-draws, so that figures follow light and dark mode. Points have the trial's number as `customdata`,
+draws, so that they follow light and dark mode. Points have the trial's number as `customdata`,
 which the page turns into the hover text. Trials share a few traces, because a separate trace for
 each of 1,000 trials would make the page slow.
 """
@@ -18,13 +18,13 @@ from tune_app.report.results import Results
 from tune_app.report.words import LOGARITHMIC, number, plural
 from tune_app.run.run_dir import Status
 
-Figure = dict[str, Any]  # id, data, layout, caption, label (for screen readers)
+Plot = dict[str, Any]  # id, data, layout, caption, label (for screen readers)
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon", "hexagon", "cross")
 POINT = "%{text}<extra></extra>"  # hover: the text that page.js puts in
 
 
-def figure(name: str, data: list[Any], label: str, caption: str = "", **layout: Any) -> Figure:
+def plot(name: str, data: list[Any], label: str, caption: str = "", **layout: Any) -> Plot:
     return {"id": name, "data": data, "layout": layout, "label": label, "caption": caption}
 
 
@@ -33,7 +33,7 @@ def shade(index: int) -> str:
     return f"--c{index % 8}"
 
 
-def losses_over(results: Results, name: str, legend: bool = False) -> Figure | None:
+def losses_over(results: Results, name: str, legend: bool = False) -> Plot | None:
     """Final loss against one hyperparameter, coloured by scheduler; diverged trials at the top.
 
     Categories are listed vertically, because their names are long.
@@ -74,7 +74,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
         axes = {"xaxis": losses, "yaxis": {**axis, "title": {"text": ""}}}
         for trace in data:
             trace["x"], trace["y"] = trace["y"], trace["x"]
-    return figure(
+    return plot(
         f"over-{name}",
         data,
         f"Final validation loss against {name}",
@@ -86,7 +86,7 @@ def losses_over(results: Results, name: str, legend: bool = False) -> Figure | N
     )
 
 
-def curves(results: Results) -> Figure | None:
+def curves(results: Results) -> Plot | None:
     """The validation loss of every trial over its steps; how a trial ended marks its last point."""
     history = _comparable(results.history[results.history["eval_loss"].notna()])
     searched = results.searched.set_index("trial")
@@ -119,7 +119,7 @@ def curves(results: Results) -> Figure | None:
             line["line"] = {"color": colour, "width": 3, "dash": "dot" if trial == 0 else "solid"}
             data.append(line)
     low, high, _ = axis_range(history["eval_loss"], reach=0.97)
-    return figure(
+    return plot(
         "curves",
         data,
         "Validation loss of every trial over its training steps",
@@ -143,7 +143,7 @@ def _comparable(history: pd.DataFrame) -> pd.DataFrame:
     return history.assign(eval_loss=history["eval_loss"].where(whole | moved.isna(), moved))
 
 
-def importances(table: pd.DataFrame) -> Figure | None:
+def importances(table: pd.DataFrame) -> Plot | None:
     """Bars of PED-ANOVA importance, the greatest on top."""
     if table.empty:
         return None
@@ -163,7 +163,7 @@ def importances(table: pd.DataFrame) -> Figure | None:
     least = int(table["trials"].min())
     most = int(table["trials"].max())
     rests = str(most) if least == most else f"{least} to {most}"
-    return figure(
+    return plot(
         "importance",
         [bars],
         "Importance of each hyperparameter",
@@ -175,7 +175,7 @@ def importances(table: pd.DataFrame) -> Figure | None:
     )
 
 
-def differences(results: Results) -> Figure | None:
+def differences(results: Results) -> Plot | None:
     """The confirmation: paired difference from the default with its 95% interval."""
     rows = results.confirm[results.confirm["difference"].notna()]
     if rows.empty:
@@ -195,7 +195,7 @@ def differences(results: Results) -> Figure | None:
     }
     ends = [*rows["low"].dropna(), *rows["high"].dropna(), *rows["difference"], 0.0]
     pad = 0.12 * (max(ends) - min(ends) or 1.0)
-    return figure(
+    return plot(
         "confirmation",
         [points],
         f"Paired difference of the {results.objective.name} from the default",
@@ -214,7 +214,7 @@ def differences(results: Results) -> Figure | None:
     )
 
 
-def progress(runs: Iterable[tuple[str, Results]]) -> Figure | None:
+def progress(runs: Iterable[tuple[str, Results]]) -> Plot | None:
     """The lowest final loss found so far against the tokens that the search has spent."""
     data = []
     for index, (name, results) in enumerate(runs):
@@ -240,7 +240,7 @@ def progress(runs: Iterable[tuple[str, Results]]) -> Figure | None:
         )
     if not data:
         return None
-    return figure(
+    return plot(
         "progress",
         data,
         "Lowest final loss found so far against tokens spent",
