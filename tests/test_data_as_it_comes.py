@@ -246,7 +246,7 @@ def test_the_summary_counts_classes_cuts_and_the_most_frequent_class(tmp_path, t
     assert (cut, texts) == (sum(length > 12 for length in lengths), 60)
     would = summary.length_of_a_twentieth
     assert sum(length > would for length in lengths) <= 3 < sum(n > would - 1 for n in lengths)
-    assert f"(--max-length {would} would cut a twentieth)" in data.notes[0]
+    assert f"(--max-length {would} would cut only 5 %)" in data.notes[0]
     assert type(summary).from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
 
 

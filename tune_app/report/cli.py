@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
+        metavar="FILE",
         default=Path("comparison.html"),
         help="file for the comparison of several runs (default: %(default)s)",
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SAMPLES = 5
 _STOPS = {
     "none": "",
-    "pbt": ", all at once; after each evaluation the worst quarter goes on from the best",
+    "pbt": ", all concurrently; after each evaluation the worst quarter become clones of the best",
 }
 
 
@@ -72,8 +72,8 @@ def _notes(config: SearchConfig, space: SearchSpace) -> list[str]:
     if longest <= config.steps:
         return []
     return [
-        f"note: warmup_steps goes up to {longest}, and a trial has {config.steps} steps: a longer "
-        f"warmup is one of {config.steps} steps, and the config says so"
+        f"note: the space's warmup_steps go up to {longest}, but a trial has only {config.steps} "
+        f"steps; larger values become {config.steps}"
     ]
 
 
@@ -90,8 +90,8 @@ def _cost(config: SearchConfig) -> list[str]:
     if config.confirm:
         runs = f"{least}" if least == most else f"{least} to {most}"
         lines.append(
-            f"  and {runs} runs that confirm the best {config.confirm} against the default with "
-            f"fresh seeds: at most {count(most * trial_tokens)}"
+            f"  plus {runs} confirmation runs with fresh seeds, of the best {config.confirm} and "
+            f"the default: at most {count(most * trial_tokens)}"
         )
     if config.time_budget is not None:
         lines.append(f"  it ends after {duration(config.time_budget)} in any case")
@@ -119,8 +119,8 @@ def _time(config: SearchConfig, found: Estimate | None) -> list[str]:
     )
     lines = [
         f"  about {least if least == most else f'{least} to {most}'} if no trial is stopped early: "
-        f"measured on {found.device}, in process, for {found.at_once} trials at once; the start "
-        "takes some 20 s more",
+        f"measured on {found.device}, in process, for {found.at_once} concurrent trials; start-up "
+        "takes about 20 s more",
         f"  about {found.memory / 2**30:.1f} GB of memory for the process with the model",
     ]
     if config.backbone == "swarm":
@@ -133,4 +133,4 @@ def _time(config: SearchConfig, found: Estimate | None) -> list[str]:
 
 def _place(config: SearchConfig) -> list[str]:
     out = config.resume or config.out or Path("runs", "<date>-<time>")
-    return [f"Results would be written to {out}, which can be written."]
+    return [f"Results would be written to {out} (it is writable)."]

@@ -44,8 +44,8 @@ def _blocks(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tune_app.serve",
-        description="Serves a model's blocks with Petals servers until Ctrl-C. Without --listen "
-        "they can be reached from this machine only.",
+        description="Serves a model's blocks with Petals servers until Ctrl-C.\n"
+        "Without --listen they can be reached from this machine only.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

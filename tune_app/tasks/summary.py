@@ -25,10 +25,10 @@ class DataSummary:
         mean number); "" if rows have no labels
     constant: split, or "judged" -> the task's metric of always giving that answer (such as the
         accuracy of the most frequent class), NaN if undefined; empty if rows have no labels
-    scale: how labels that are numbers were standardised columns: split -> which of its columns is
-    what, in words; empty if there are no columns cut: split -> (texts that max_length cut, all
-    texts) length_of_a_twentieth: the max_length that would cut a twentieth of the texts; None
-    without texts
+    scale: how labels that are numbers were standardised
+    columns: split -> which of its columns is what, in words; empty if there are no columns
+    cut: split -> (texts that max_length cut, all texts)
+    length_of_a_twentieth: the max_length that would cut only 5 % of the texts; None without texts
     """
 
     rows: dict[str, int]

@@ -62,7 +62,7 @@ class Lengths:
                     f"{self.max_length} and {how}"
                 )
         if 20 * sum(cut for cut, _ in self.cut.values()) > sum(n for _, n in self.cut.values()):
-            notes[-1] += f" (--max-length {self.of_a_twentieth} would cut a twentieth)"
+            notes[-1] += f" (--max-length {self.of_a_twentieth} would cut only 5 %)"
         for split, known in self.splits.items():
             if known.dropped:
                 notes.append(
