@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
-from tune_app.models.checks import WEIGHT_FILES, weight_files
+from tune_app.models.weight_files import WEIGHT_FILES, weight_files
 from tune_app.run.typed import ConfigError
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken")
