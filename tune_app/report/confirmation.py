@@ -1,4 +1,4 @@
-"""Is the best config better than the documented default, or was its seed lucky?
+"""Is the best config better than the documented default, or was it just a lucky seed?
 
 After a search the best few configs are each trained again with two fresh seeds, and the one with
 the lowest mean validation cost is *chosen*. Then the chosen one and the default are *judged*: both
@@ -13,7 +13,7 @@ prompt lengths are equal. So they are compared in pairs, which removes most of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ COLUMNS = [
     "part",  # "chosen", "baseline" or "other"
     "seeds",  # finished runs that were judged; for an "other", those that chose
     "failed",  # runs that diverged, failed or were interrupted
-    "split",  # "test", or "validation" where the runs have no test figures
+    "split",  # "test", or "validation" if the runs have no test metrics
     "valid",  # mean validation value of the objective over all of its finished runs
     "mean",  # of the objective on `split` over the judged seeds
     "spread",  # standard deviation over the seeds (n - 1); NaN for one seed
@@ -53,10 +53,10 @@ class Evidence:
 
     gap: the difference of their costs (below zero: the chosen one is better) on `split`
     look: how many times the run's confirmations have been looked at, this one included; 0 for
-        runs of before there were looks
+        runs from before there were looks
     pairs: of finished runs, with the same seed
-    started: pairs that were to be trained for this look
-    rows: of the test split that the interval allows for; 0: it speaks of the seeds alone
+    started: pairs that were planned for this look
+    rows: test rows that the interval allows for; 0 if it allows only for the seeds
     ahead: whether the chosen one has the lower mean validation cost in the same runs too
     diverged: runs of the chosen one that diverged
     value, baseline_value: means of the objective on `split`
@@ -88,13 +88,29 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
+class _Compared:
+    """What runs are compared by: the objective, as the column of its values on a split."""
+
+    objective: Objective
+    column: str
+    split: str
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame, objective: Objective) -> _Compared:
+        """By the test split if the runs have it; runs of a search without one do not."""
+        if objective.test_column in runs and runs[objective.test_column].notna().any():
+            return cls(objective, objective.test_column, "test")
+        return cls(objective, objective.column, "validation")
+
+
+@dataclass(frozen=True)
 class Judged:
     """How far the judging of one config has come.
 
     look: the latest one that was begun, 0 before the first
-    before: pairs that the looks before it had
-    due: pairs that it takes
-    done: pairs of which both runs have ended, however
+    before: pairs that the previous looks had
+    due: pairs that it needs
+    done: pairs of which both runs have ended in any way
     """
 
     look: int
@@ -108,7 +124,7 @@ class Judged:
 
 
 def runs_of(trials: pd.DataFrame) -> pd.DataFrame:
-    """The confirmation runs, by trial and seed; `look` is missing for runs of before."""
+    """The confirmation runs, by trial and seed; `look` is missing for runs from before looks."""
     runs = trials[(trials["origin"] == "confirm") & trials["of"].notna()]
     if runs.empty or "seed" not in runs:
         return runs.iloc[:0]
@@ -125,11 +141,24 @@ def choose(runs: pd.DataFrame, candidates: list[int], objective: Objective) -> i
         mine = runs[(runs["of"] == trial) & ((runs["look"] == 0) | runs["look"].isna())]
         if len(mine) < CHOOSING_SEEDS or mine["status"].isin(_OPEN).any():
             return None
-        finished = mine[(mine["status"] == Status.FINISHED) & mine[objective.column].notna()]
+        finished = _finished(mine, objective)
         if len(finished):
-            cost = float(finished[objective.column].map(objective.cost).mean())
-            found.append((-len(finished), cost, trial))
+            found.append((-len(finished), _cost(finished, objective), trial))
     return min(found)[2] if found else None
+
+
+def _judging(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those that judge; runs from before there were looks are not among them."""
+    return runs[(runs["look"] > 0).fillna(False)]
+
+
+def _finished(runs: pd.DataFrame, objective: Objective) -> pd.DataFrame:
+    return runs[(runs["status"] == Status.FINISHED) & runs[objective.column].notna()]
+
+
+def _cost(runs: pd.DataFrame, objective: Objective) -> float:
+    """Mean validation cost."""
+    return float(runs[objective.column].map(objective.cost).mean())
 
 
 def judged(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> Judged:
@@ -137,8 +166,8 @@ def judged(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> J
 
     most: --confirm-seeds, if known
     """
-    mine = runs[(runs["of"] == trial) & (runs["look"] > 0).fillna(False)]
-    theirs = runs[(runs["of"] == baseline) & (runs["look"] > 0).fillna(False)]
+    judging = _judging(runs)
+    mine, theirs = judging[judging["of"] == trial], judging[judging["of"] == baseline]
     if mine.empty:
         return Judged(0, 0, 0, 0)
     look = int(mine["look"].max())
@@ -168,11 +197,9 @@ def confirmation(
     runs = runs_of(trials)
     if runs.empty:
         return Confirmation(pd.DataFrame(columns=COLUMNS))
-    tested = objective.test_column in runs and runs[objective.test_column].notna().any()
-    column = objective.test_column if tested else objective.column
-    if column not in runs:
+    compared = _Compared.of(runs, objective)
+    if compared.column not in runs:
         return Confirmation(pd.DataFrame(columns=COLUMNS))
-    split = "test" if tested else "validation"
     confirmed = [int(of) for of in runs["of"].unique()]
     baseline = next((trial for trial in confirmed if trial in baselines), None)
     candidates = [trial for trial in confirmed if trial not in baselines]
@@ -182,10 +209,8 @@ def confirmation(
     evidence = None
     if chosen is not None and baseline is not None and looked is not None:
         level = LEVEL / len(candidates) if old else level_of(looked.look)
-        evidence = _evidence(
-            runs, chosen, baseline, looked, level, objective, column, split, rows_of, constant
-        )
-    table = _table(runs, chosen, baseline, evidence, objective, column, split, metric, old)
+        evidence = _evidence(runs, chosen, baseline, looked, level, compared, rows_of, constant)
+    table = _table(runs, chosen, baseline, evidence, compared, metric, old)
     return Confirmation(table, evidence, chosen)
 
 
@@ -204,15 +229,16 @@ def _chosen(
     """
     found = []
     for trial in candidates:
-        mine = runs[(runs["of"] == trial) & (old | (runs["look"] > 0).fillna(False))]
-        finished = mine[(mine["status"] == Status.FINISHED) & mine[objective.column].notna()]
+        mine = runs[runs["of"] == trial]
+        mine = mine if old else _judging(mine)
+        finished = _finished(mine, objective)
         if baseline is None or finished.empty:
             continue
         if old:
             look: Judged | None = Judged(0, 0, len(mine), len(mine))
         else:
             look = _complete(runs, trial, baseline, most)
-        cost = float(finished[objective.column].map(objective.cost).mean())
+        cost = _cost(finished, objective)
         # A config with fewer seeds, because it diverged or is still running, comes later.
         found.append((look is None, -len(finished) if old else 0, cost, trial, look))
     if found:
@@ -231,7 +257,7 @@ def _complete(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -
         return state
     if state.before == 0:
         return None
-    mine = runs[(runs["of"] == trial) & (runs["look"] > 0).fillna(False)]
+    mine = _judging(runs[runs["of"] == trial])
     look = int(mine.loc[mine["look"] < state.look, "look"].max())
     return Judged(look, 0, state.before, state.before)
 
@@ -242,69 +268,61 @@ def _evidence(
     baseline: int,
     looked: Judged,
     level: float,
-    objective: Objective,
-    column: str,
-    split: str,
+    compared: _Compared,
     rows_of: RowsOf,
     constant: float | None,
 ) -> Evidence | None:
+    objective, column = compared.objective, compared.column
+    judging = runs[runs["look"].isna() | (runs["look"] > 0)]
     mine, theirs = (
-        runs[(runs["of"] == trial) & (runs["look"].isna() | (runs["look"] > 0))].set_index("seed")
-        for trial in (chosen, baseline)
+        judging[judging["of"] == trial].set_index("seed") for trial in (chosen, baseline)
     )
     mine = mine.iloc[: looked.due] if looked.look else mine
-    good = [
-        seed
-        for seed in mine.index
-        if seed in theirs.index
-        and all(
-            half.loc[seed, "status"] == Status.FINISHED and pd.notna(half.loc[seed, column])
-            for half in (mine, theirs)
-        )
-    ]
-    if not good:
+    started, diverged = len(mine), int((mine["status"] == Status.DIVERGED).sum())
+    seeds = [seed for seed in mine.index if _has_value(mine, seed, column)]
+    seeds = [seed for seed in seeds if _has_value(theirs, seed, column)]
+    if not seeds:
         return None
+    mine, theirs = mine.loc[seeds], theirs.loc[seeds]
     mine_S, theirs_S = (
-        np.array([objective.cost(float(half.loc[seed, column])) for seed in good])
-        for half in (mine, theirs)
+        one[column].map(objective.cost).to_numpy(dtype=float) for one in (mine, theirs)
     )
-    mine_SR, theirs_SR = (
-        _by_row([int(half.loc[seed, "trial"]) for seed in good], rows_of, objective)
-        for half in (mine, theirs)
-    )
+    mine_SR, theirs_SR = (_by_row(one["trial"], rows_of, objective) for one in (mine, theirs))
     both_SR = None
     if mine_SR is not None and theirs_SR is not None and mine_SR.shape == theirs_SR.shape:
         both_SR = mine_SR - theirs_SR
-    means = [float(half.loc[good, column].mean()) for half in (mine, theirs)]
-    valid = [
-        float(half.loc[good, objective.column].map(objective.cost).mean())
-        for half in (mine, theirs)
-    ]
     against = None
-    if constant is not None and split == "test":
+    if constant is not None and compared.split == "test":
         against = interval(mine_S - objective.cost(constant), mine_SR, level)
     return Evidence(
         trial=chosen,
         baseline=baseline,
-        split=split,
+        split=compared.split,
         gap=interval(mine_S - theirs_S, both_SR, level),
         look=looked.look,
-        pairs=len(good),
-        started=len(mine),
+        pairs=len(seeds),
+        started=started,
         rows=0 if both_SR is None else both_SR.shape[1],
-        ahead=valid[0] < valid[1],
-        diverged=int((mine["status"] == Status.DIVERGED).sum()),
-        value=means[0],
-        baseline_value=means[1],
+        ahead=_cost(mine, objective) < _cost(theirs, objective),
+        diverged=diverged,
+        value=float(mine[column].mean()),
+        baseline_value=float(theirs[column].mean()),
         constant=against,
     )
 
 
-def _by_row(numbers: list[int], rows_of: RowsOf, objective: Objective) -> np.ndarray | None:
+def _has_value(runs: pd.DataFrame, seed: int, column: str) -> bool:
+    """Whether the run with this seed has finished, and with a value. `runs`: by seed."""
+    if seed not in runs.index:
+        return False
+    return bool(runs.loc[seed, "status"] == Status.FINISHED and pd.notna(runs.loc[seed, column]))
+
+
+def _by_row(numbers: Iterable[int], rows_of: RowsOf, objective: Objective) -> np.ndarray | None:
     """The cost of each of these runs by test row, [S, R]; None if it is not known for all."""
     values: list[np.ndarray] = []
     for number in numbers:
-        rows = rows_of(number)
+        rows = rows_of(int(number))
         if rows is None or len(rows) < 2:
             return None
         try:
@@ -322,30 +340,27 @@ def _table(
     chosen: int | None,
     baseline: int | None,
     evidence: Evidence | None,
-    objective: Objective,
-    column: str,
-    split: str,
+    compared: _Compared,
     metric: str,
     old: bool,
 ) -> pd.DataFrame:
-    figure = f"test_{metric}" if split == "test" else metric
+    objective = compared.objective
+    shown = f"test_{metric}" if compared.split == "test" else metric
     sign = -1.0 if objective.higher_is_better else 1.0
     rows = []
     for of, group in runs.groupby("of"):
         trial = int(of)
         part = {chosen: "chosen", baseline: "baseline"}.get(trial, "other")
-        finished = group[(group["status"] == Status.FINISHED) & group[objective.column].notna()]
-        counted = finished
-        if not old and part != "other":
-            counted = finished[(finished["look"] > 0).fillna(False)]
-        values = counted[column].dropna()
-        metrics = counted[figure].dropna() if figure in counted else values.iloc[:0]
+        finished = _finished(group, objective)
+        counted = finished if old or part == "other" else _judging(finished)
+        values = counted[compared.column].dropna()
+        metrics = counted[shown].dropna() if shown in counted else values.iloc[:0]
         row = {
             "trial": trial,
             "part": part,
             "seeds": len(counted),
             "failed": int((~group["status"].isin([Status.FINISHED, Status.RUNNING])).sum()),
-            "split": split,
+            "split": compared.split,
             "valid": float(finished[objective.column].mean()),
             "mean": float(values.mean()) if len(values) else math.nan,
             "spread": float(values.std()) if len(values) > 1 else math.nan,
