@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
@@ -99,7 +100,9 @@ def _load(
         _keys_to_ignore_on_load_unexpected = (".*",)  # the weights of removed modules
 
         def __init__(self, config: Any) -> None:
-            super().__init__(config)  # from_pretrained builds it on the meta device
+            # from_pretrained builds it on the meta device, where numbers have no values.
+            with no_init_weights():
+                super().__init__(config)
             strip(self)
 
     # transformers finds conversions of old checkpoints by the name of the class.

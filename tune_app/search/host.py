@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_app.backbones.opening import open_backbone
+from tune_app.models.import_less import import_less
 from tune_app.run import test_rows
 from tune_app.run.run_dir import RunDir, population_state, rows_file
 from tune_app.run.search_config import SearchConfig
@@ -71,6 +72,8 @@ class TrialHost:
             client has ended
         """
         warnings.simplefilter("ignore")
+        if is_restarted:  # so it is the host's own
+            import_less()
         # Imported here, because the driver refers to this class but does not need torch.
         import torch
         import torch._dynamo  # takes a second, which would otherwise slow the first optimizer step

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from tune_app.models.import_less import import_less
 from tune_app.serve.checks import answers
 from tune_app.serve.processes import (
     end_with,
@@ -219,6 +220,7 @@ def _in_words(exit_code: int | None) -> str:
 def supervise() -> None:
     """The supervisor's process."""
     warnings.simplefilter("ignore")  # the log is for the servers' messages
+    import_less()
     import tune_app.serve.server  # noqa: F401 (imports petals once, before the forks)
 
     job = Job.from_json(sys.argv[1])
