@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -177,3 +179,31 @@ def test_serve_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "blocks must be FIRST:END within 0:2 (the model's blocks), got 90:95." in done.stderr
     assert any(hub.commit(NAME, "v1") in request for request in hub.requests)
+
+
+def test_serve_has_no_flag_for_the_model(hub: Hub, tmp_path: Path) -> None:
+    done = typed("tune_app.serve ./nothing", hub, tmp_path)
+    assert (done.returncode, done.stderr) == (2, "MODEL: there is no folder './nothing'.\n")
+
+
+@pytest.mark.swarm
+def test_a_server_of_a_hub_model_names_its_revision(hub: Hub, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tune_app.serve", NAME, "--revision", "v1"],
+        env=os.environ | environment_of(hub, tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as serving:
+        try:
+            printed = ""
+            while "Press Ctrl-C" not in printed:
+                line = serving.stdout.readline()
+                assert line, printed  # it has ended
+                printed += line
+            serving.send_signal(signal.SIGINT)
+            assert serving.wait(30) == 0
+        finally:
+            serving.kill()
+
+    assert re.search(r"^blocks 0:2  /ip4/127\.0\.0\.1/tcp/", printed, re.MULTILINE)
+    assert f"python -m tune_app.search --model {NAME} --revision v1 " in printed

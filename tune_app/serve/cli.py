@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="demo, a model's folder, or its name on a hub")
+    parser.add_argument(
+        "model", metavar="MODEL", help="demo, a model's folder, or its name on a hub"
+    )
     parser.add_argument(
         "--revision",
         metavar="REVISION",
@@ -124,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _introduce(swarm, name, revision)
             signal.pause()
     except (ConfigError, PrivateSwarmError) as error:
-        print(error, file=sys.stderr)
+        print(str(error).replace("--model", "MODEL"), file=sys.stderr)  # it has no flag here
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         pass
