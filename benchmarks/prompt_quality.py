@@ -110,10 +110,16 @@ def plan(model: str, seeds: int) -> Iterator[Run]:
         order = [(s, DECISIVE) for s in range(seeds)] + [(0, FURTHER + GRID)]
         order += [(0, DEEP), (1, DEEP)]
     else:
-        order = [(0, DECISIVE[:2]), (1, DECISIVE[:2]), (0, DECISIVE + FURTHER)]
-        order += [(seed, DECISIVE) for seed in range(1, seeds)]
+        order = [(0, DECISIVE + FURTHER), *((seed, DECISIVE) for seed in range(1, seeds))]
     runs = [Run(model, task, seed, **c) for seed, cells in order for c in cells for task in TASKS]
     yield from dict.fromkeys(runs)
+
+
+def confirmations(file: Path, model: str, seeds: int) -> Iterator[Run]:
+    """What was best on the validation rows with seed 0, with the other seeds."""
+    tried = pd.read_csv(file)
+    for task, config in tables.found(tried[tried["model"] == model]).items():
+        yield from (Run(model, task, seed, **config) for seed in range(1, seeds))
 
 
 class Bench:
@@ -231,6 +237,12 @@ def read_runs(file: Path) -> set[Run]:
     return {Run(**row) for row in table[names].to_dict("records")}
 
 
+def _runs(models: list[str], args: argparse.Namespace) -> Iterator[Run]:
+    for model in models:
+        yield from plan(model, args.seeds)
+        yield from confirmations(args.out, model, args.seeds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--model", help="folder of SmolLM2-135M-Instruct, or smollm2: fetch it")
@@ -247,8 +259,7 @@ def main() -> None:
         args.model = smollm2(Path(args.cache).expanduser())
     if not args.tables:
         began, bench = time.monotonic(), Bench(args, args.out)
-        models = [*(["smollm2"] if args.model is not None else []), "demo"]
-        for run in (run for model in models for run in plan(model, args.seeds)):
+        for run in _runs(["smollm2", "demo"] if args.model else ["demo"], args):
             if time.monotonic() - began > args.minutes * 60:
                 break
             if bench.has(run.task) and run not in bench.known:
