@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.tiny_models import write_tiny_model
+from tune_app.serve import supervisor
 from tune_app.serve.asking import BAN_S, MissingBlocksError, Patience, _ranges, what_is_wrong
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
@@ -190,6 +191,24 @@ def test_another_model_under_the_same_name_is_refused(
         private_swarm(other, threads=1, join=replicated.peers),
     ):
         pass
+
+
+@pytest.mark.swarm
+def test_a_server_killed_with_a_lock_of_hiveminds_does_not_hold_up_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gives the locks back that were taken in the process that the servers come from."""
+    take = "from hivemind.utils.mpfuture import MPFuture, SharedBytes as S; " + "; ".join(
+        f"{lock}.acquire()"
+        for lock in ("MPFuture._update_lock", "MPFuture._initialization_lock", "S._lock")
+    )
+    supervise = f"import tune_app.petals_compat; {take}; {supervisor._SUPERVISE}"
+    monkeypatch.setattr(supervisor, "_SUPERVISE", supervise)
+    with private_swarm(folder, replicas=2, threads=1) as swarm:
+        steps = Steps(folder, swarm)
+        steps.more()
+        steps.close()
+    assert steps.wrong == []
 
 
 # ------------------------------------------------------------------------- how long is waited for

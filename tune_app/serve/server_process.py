@@ -252,9 +252,13 @@ def _run_server(
 ) -> None:
     import torch
     from hivemind.p2p import P2P
+    from hivemind.utils.mpfuture import MPFuture
 
     from tune_app.serve.server import make_server
 
+    # hivemind's locks are made when it is imported, so all servers would share them, and one that
+    # is killed while it holds one would keep the others from ever answering.
+    MPFuture.reset_backend()
     torch.set_num_threads(job.threads)
     P2P._UNIX_SOCKET_PREFIX = f"/unix{job.folder}/"  # removed with the folder
     blocks = range(spec.first_block, spec.end_block)
