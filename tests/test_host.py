@@ -182,7 +182,7 @@ def test_confirmation_judges_once_and_on_the_test_split(host: TrialHost, tmp_pat
     assert [report.step for report in reports] == [4]
     rows = test_rows.read(rows_file(folder))
     assert rows is not None
-    assert len(rows) == host.about()["rows"]["test"]
+    assert len(rows) == host.data_facts().summary.rows["test"]
     assert reports[0].metrics["test_loss"] == pytest.approx(
         sum(r["loss"] for r in rows) / len(rows)
     )
@@ -206,9 +206,9 @@ def test_counters_tell_what_was_packed(host: TrialHost, tmp_path: Path) -> None:
 
     after = host.counters()
     trained, evaluated = SHORT.steps * SHORT.batch_size, 4 * 128
-    assert after["rows"] - before["rows"] == trained + evaluated
-    assert 0 < after["occupancy"] <= 1
-    assert after["requests"] == 0  # nobody is asked where the model is in the process
+    assert after.rows - before.rows == trained + evaluated
+    assert 0 < after.occupancy <= 1
+    assert after.requests == 0  # nobody is asked where the model is in the process
 
 
 def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_path: Path) -> None:
@@ -222,16 +222,17 @@ def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_
         4 * (2 + i) + 4 * 128 for i in range(3)
     ]
     for used, counted in (("rows", "rows"), ("packed_tokens", "tokens")):
-        assert sum(report.metrics[used] for report in reports) == after[counted] - before[counted]
+        computed = getattr(after, counted) - getattr(before, counted)
+        assert sum(report.metrics[used] for report in reports) == computed
     # A pack that carries rows of three trials counts for each of them.
-    packs = after["packs"] - before["packs"]
+    packs = after.packs - before.packs
     assert max(report.metrics["packs"] for report in reports) <= packs
     assert packs <= sum(report.metrics["packs"] for report in reports)
     for report in reports:
         assert 0 < report.metrics["wait_s"] <= report.seconds
         assert 0 < report.metrics["occupancy"] <= 1
         assert report.metrics["requests"] == report.metrics["retries"] == 0
-    assert 0 < after["wait_s"] - before["wait_s"] <= sum(report.seconds for report in reports)
+    assert 0 < after.wait_s - before.wait_s <= sum(report.seconds for report in reports)
 
 
 def test_a_diverging_and_a_stopped_trial_leave_the_third_alone(

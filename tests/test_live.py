@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from tune_app.report.words import DASH
 from tune_app.run.events import event_from_json
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.live import LiveView, hosts_in_words, token_command
@@ -30,18 +32,18 @@ STARTED: dict = {
     "metric": "accuracy",
     "sampled": ["lr", "scheduler"],
 }
-HOST = {
-    "host": "host-0",
-    "packs": 10,
-    "rows": 80,
-    "occupancy": 0.8,
-    "rows_per_s": 190.4,
-    "tokens_per_s": 10_000.0,
-    "retries": 3,
-    "servers": 2,
-    "blocks_served": 4,
-    "blocks": 4,
-}
+HOST = HostCounters(
+    host="host-0",
+    packs=10,
+    rows=80,
+    occupancy=0.8,
+    rows_per_s=190.4,
+    tokens_per_s=10_000.0,
+    retries=3,
+    servers=2,
+    blocks_served=4,
+    blocks=4,
+)
 
 
 class Clock:
@@ -203,8 +205,8 @@ def test_the_display_has_what_matters(tmp_path: Path, monkeypatch) -> None:
 
 def test_nothing_is_said_of_hosts_that_have_not_begun() -> None:
     assert hosts_in_words([]) == []
-    assert hosts_in_words([{"host": "host-0"}]) == []
-    local = {key: value for key, value in HOST.items() if key != "servers"}
+    assert hosts_in_words([HostCounters("host-0")]) == []
+    local = replace(HOST, servers=None)
     assert [label for label, _ in hosts_in_words([local])] == ["speed"]
 
 

@@ -15,6 +15,7 @@ import yaml
 from tune_app.report.confirmation import Evidence, confirmation
 from tune_app.run import test_rows
 from tune_app.run.events import RunState, SearchStarted, TrialState, WarmStarted
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.typed import convert_fields, fits
@@ -65,7 +66,7 @@ class Results:
     study: str  # name of the Optuna study
     sampled: list[str]  # the hyperparameters that the search varies
     planned: int  # trials requested, without confirmation runs
-    hosts: list[dict[str, Any]]  # the trial hosts' counters, once the search has ended
+    hosts: tuple[HostCounters, ...]  # the trial hosts' counters, once the search has ended
     running: bool
     reason: str  # why the search ended; empty while it is running, or if it died
     seconds: float  # wall time, without pauses between a kill and a resume
@@ -189,7 +190,7 @@ def load(run: RunDir) -> Results:
         study=search.study or "tune_app",
         sampled=[name for name in search.sampled if name in trials],
         planned=search.trials,
-        hosts=[] if state.ended is None else [dict(host) for host in state.ended.hosts],
+        hosts=() if state.ended is None else state.ended.hosts,
         running=running,
         reason="" if state.ended is None else state.ended.reason,
         seconds=state.seconds,

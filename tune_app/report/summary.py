@@ -221,18 +221,16 @@ def host_lines(results: Results) -> list[str]:
     """A line for each trial host: pack occupancy, speed, requests, retries, time waiting."""
     lines = []
     for host in results.hosts:
-        parts = []
-        if isinstance(host.get("occupancy"), int | float):
-            parts.append(f"packs {host['occupancy']:.0%} full")
-        for key, unit in (("rows_per_s", "rows/s"), ("tokens_per_s", "tokens/s")):
-            if isinstance(host.get(key), int | float):
-                parts.append(f"{count(host[key])} {unit}")
-        for key, one in (("requests", "request"), ("retries", "retry")):  # of a swarm
-            if isinstance(host.get(key), int | float) and host.get("requests"):
-                parts.append(f"{host[key]:,.0f} {one if host[key] == 1 else key}")
-        if isinstance(host.get("wait_s"), int | float):
-            parts.append(f"{duration(host['wait_s'])} waiting for the backbone")
-        lines.append(f"{host.get('host', 'host')}: {', '.join(parts)}")
+        parts = [
+            f"packs {host.occupancy:.0%} full",
+            f"{count(host.rows_per_s)} rows/s",
+            f"{count(host.tokens_per_s)} tokens/s",
+        ]
+        if host.requests:  # to a swarm
+            parts.append(f"{host.requests:,} {'request' if host.requests == 1 else 'requests'}")
+            parts.append(f"{host.retries:,} {'retry' if host.retries == 1 else 'retries'}")
+        parts.append(f"{duration(host.wait_s)} waiting for the backbone")
+        lines.append(f"{host.host}: {', '.join(parts) if host.packs else 'nothing computed'}")
     return lines
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report
@@ -113,12 +114,15 @@ class SearchEnded(Event):
 
     kind = "search_ended"
     reason: str = ""
-    hosts: tuple[Mapping[str, Any], ...] = ()
+    hosts: tuple[HostCounters, ...] = ()
+
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {"hosts": [host.to_json() for host in self.hosts]}
 
     @classmethod
     def _read(cls, given: dict[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
         hosts = [host for host in given.get("hosts", ()) if isinstance(host, Mapping)]
-        return given | {"hosts": tuple(hosts)}
+        return given | {"hosts": tuple(map(HostCounters.from_json, hosts))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from tune_app.run.events import Event
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.threads import let_threads_sleep
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Jobs, Stage
 from tune_app.study.space import SearchSpace
+from tune_app.tasks.summary import DataFacts
 
 
 class Executor(Protocol):
     """Trains jobs, several of them concurrently, each to its end or until it is stopped.
 
-    about: the host's information about the data (`TrialHost.about`)
     tokens_in_flight: padded tokens that all hosts together compute concurrently
     dashboard: URL, or ""
     """
 
-    about: dict[str, Any]
+    data: DataFacts
     tokens_in_flight: int
     dashboard: str
 
     def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
         """Trains the stage's jobs. Reports everything to `jobs` first, then to the recorder."""
 
-    def counters(self) -> list[dict[str, Any]]:
+    def counters(self) -> list[HostCounters]:
         """The counters of each host."""
 
     def listen(self, event: Event) -> None:
         """Called with every event of the search."""
 
-    def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
+    def watched(self, show: Callable[[list[HostCounters]], None]) -> AbstractContextManager[None]:
         """Calls `show` with the counters every few seconds until the block ends."""
 
 

@@ -17,17 +17,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tune_app.backbones.opening import open_backbone
 from tune_app.models.import_less import import_less
 from tune_app.run import test_rows
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir, population_state, rows_file
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report, Update
 from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection
 from tune_app.tasks.objectives import OBJECTIVES
+from tune_app.tasks.summary import DataFacts
 
 if TYPE_CHECKING:  # they import torch
     from tune_app.backbones.packer import Packer
@@ -118,16 +120,8 @@ class TrialHost:
                 gc.freeze()
             return self._packer
 
-    def about(self) -> dict[str, Any]:
-        """What the search needs to know about the data."""
-        data = self._data
-        return {
-            "notes": data.notes,
-            "classes": data.class_names,
-            "rows": {name: len(getattr(data, name)) for name in ("train", "valid", "test")},
-            "fingerprint": data.fingerprint,
-            "data": data.summary.to_dict(),
-        }
+    def data_facts(self) -> DataFacts:
+        return DataFacts(self._data.summary, self._data.fingerprint, tuple(self._data.notes))
 
     def load(self) -> int:
         """The number of trials in training."""
@@ -177,28 +171,29 @@ class TrialHost:
             self._end(trial)
             trial.updates.put_nowait(Update(done=True))
 
-    def counters(self) -> dict[str, Any]:
+    def counters(self) -> HostCounters:
         """This host's counters so far, for the run's events."""
         if self._packer is None:
-            return {"host": self.name}
+            return HostCounters(self.name)
         counters, traffic = self._packer.counters, self._packer.backbone.traffic
         active_s = max(counters.active_s(), 1e-9)
         backbone = self._packer.backbone
         health = backbone.health()
-        swarm = {} if health is None else {**vars(health), "blocks": backbone.num_blocks}
-        return {
-            "host": self.name,
-            "packs": counters.packs,
-            "requests": traffic.requests,
-            "retries": traffic.retries,
-            "rows": counters.rows,
-            "tokens": counters.tokens,
-            "occupancy": counters.rows / max(1, counters.row_slots),
-            "rows_per_s": counters.rows / active_s,
-            "tokens_per_s": counters.tokens / active_s,
-            "wait_s": counters.active_s(),
-            **swarm,
-        }
+        return HostCounters(
+            host=self.name,
+            packs=counters.packs,
+            requests=traffic.requests,
+            retries=traffic.retries,
+            rows=counters.rows,
+            tokens=counters.tokens,
+            occupancy=counters.rows / max(1, counters.row_slots),
+            rows_per_s=counters.rows / active_s,
+            tokens_per_s=counters.tokens / active_s,
+            wait_s=counters.active_s(),
+            servers=None if health is None else health.servers,
+            blocks_served=None if health is None else health.blocks_served,
+            blocks=None if health is None else backbone.num_blocks,
+        )
 
     def close(self) -> None:
         for number in list(self._trials):

@@ -12,10 +12,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
 
 from tune_app.models.folder import model_folder
 from tune_app.run.events import Event
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_report import Report, Update
 from tune_app.search.host import TrialHost
@@ -33,7 +33,7 @@ class InProcess:
 
     def __init__(self, host: TrialHost, connection: Connection, tokens_in_flight: int) -> None:
         self._host, self._connection = host, connection
-        self.about, self.dashboard, self.tokens_in_flight = host.about(), "", tokens_in_flight
+        self.data, self.dashboard, self.tokens_in_flight = host.data_facts(), "", tokens_in_flight
 
     def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
         failed: list[BaseException] = []
@@ -113,13 +113,13 @@ class InProcess:
         finally:
             await self._host.stop(job.number)
 
-    def counters(self) -> list[dict[str, Any]]:
+    def counters(self) -> list[HostCounters]:
         return [self._host.counters()]
 
     def listen(self, event: Event) -> None:
         pass
 
-    def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
+    def watched(self, show: Callable[[list[HostCounters]], None]) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,6 +28,7 @@ from tune_app.run.events import (
     TrialState,
     WarmStarted,
 )
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.search_config import SearchConfig
@@ -34,7 +36,6 @@ from tune_app.run.trial_config import TrialConfig
 from tune_app.search.progress import Progress
 from tune_app.search.trial_job import seed_index_of
 from tune_app.tasks.known import task_named
-from tune_app.tasks.summary import DataSummary
 
 if TYPE_CHECKING:
     from tune_app.search.executor import Executor
@@ -60,7 +61,7 @@ class LiveView:
     def __init__(self, config: SearchConfig, run: RunDir, stream: TextIO | None = None) -> None:
         self._config, self._run = config, run
         self._progress = Progress(config)
-        self._hosts: list[dict[str, Any]] = []
+        self._hosts: Sequence[HostCounters] = ()
         self._console = Console(file=stream or sys.stderr, highlight=False)
         # Logs of Ray and Petals would break a live display.
         self._is_live = (
@@ -95,11 +96,9 @@ class LiveView:
     def introduce(self, executor: Executor) -> None:
         """Says before the first trial where the results will be, and where to watch."""
         self.say(f"run directory: {self._run.path}")
-        data = DataSummary.from_dict(executor.about.get("data"))
-        if data is not None:
-            for line in data.in_words(task_named(self._config.task).metric):
-                self.say(line)
-        for note in executor.about["notes"]:
+        for line in executor.data.summary.in_words(task_named(self._config.task).metric):
+            self.say(line)
+        for note in executor.data.notes:
             self.say(f"note: {note}")
         if executor.dashboard:
             self.say(f"Ray dashboard: {executor.dashboard}  (its token: {token_command()})")
@@ -122,7 +121,7 @@ class LiveView:
         self._progress.expect(runs)
         self._picture = self._pictured()
 
-    def show_hosts(self, counters: list[dict[str, Any]]) -> None:
+    def show_hosts(self, counters: Sequence[HostCounters]) -> None:
         """Shows the hosts' counters; may be called from any thread."""
         self._hosts = counters
 
@@ -263,25 +262,27 @@ def _confirmed(of: int | None) -> str:
     return f"trial {of}" if of else "the default"
 
 
-def hosts_in_words(counters: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def hosts_in_words(counters: Sequence[HostCounters]) -> list[tuple[str, str]]:
     """The lines `speed` and `swarm` of the display, from `Executor.counters`."""
-    working = [host for host in counters if host.get("packs")]
+    working = [host for host in counters if host.packs]
     if not working:
         return []
-    rows, tokens = (sum(h[key] for h in working) for key in ("rows_per_s", "tokens_per_s"))
-    full = sum(host["occupancy"] * host["packs"] for host in working)
-    full /= sum(host["packs"] for host in working)
+    rows, tokens = (sum(h.rows_per_s for h in working), sum(h.tokens_per_s for h in working))
+    full = sum(h.occupancy * h.packs for h in working) / sum(h.packs for h in working)
     hosts = f", {len(working)} hosts" if len(working) > 1 else ""
     lines = [("speed", f"{rows:.0f} rows/s, {tokens:,.0f} tokens/s, packs {full:.0%} full{hosts}")]
-    swarm = [host for host in working if host.get("servers") is not None]
+    swarm = [host for host in working if host.servers is not None]
     if swarm:
         # All hosts see the same swarm; the most cautious view counts.
-        servers, blocks = (min(host[key] for host in swarm) for key in ("servers", "blocks_served"))
-        retries = sum(host["retries"] for host in swarm)
+        servers, served = (
+            min(host.servers or 0 for host in swarm),
+            min(host.blocks_served or 0 for host in swarm),
+        )
+        retries = sum(host.retries for host in swarm)
         lines.append(
             (
                 "swarm",
-                f"{plural(servers, 'server')}, {blocks} of {swarm[0]['blocks']} blocks served, "
+                f"{plural(servers, 'server')}, {served} of {swarm[0].blocks} blocks served, "
                 f"{retries} retried",
             )
         )

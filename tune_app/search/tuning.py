@@ -41,7 +41,7 @@ def whole_search(
     stop: StopConditions,
 ) -> None:
     """Search and confirmation; tables and page are kept up to date meanwhile."""
-    check_same_data(config, run, executor.about["fingerprint"])
+    check_same_data(config, run, executor.data.fingerprint)
     run.write_atomic(run.space_yaml, space.text)
     run.write_atomic(run.search_yaml, config.to_yaml())
     view.introduce(executor)
@@ -87,9 +87,9 @@ def search(
             task=config.task,
             metric=task_named(config.task).metric,
             sampled=space.sampled_names,
-            fingerprint=executor.about["fingerprint"],
-            classes=tuple(executor.about["classes"]),
-            data=executor.about["data"],
+            fingerprint=executor.data.fingerprint,
+            classes=executor.data.summary.class_names,
+            data=executor.data.summary.to_dict(),
             study=name,
         )
     )

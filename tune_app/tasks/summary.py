@@ -84,6 +84,19 @@ class DataSummary:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class DataFacts:
+    """What a search needs to know about the data that its hosts have loaded.
+
+    fingerprint: of the tokenised rows and labels of all splits
+    notes: for the user, such as how many texts were cut
+    """
+
+    summary: DataSummary
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
 def summarise(
     task: Task,
     splits: Mapping[str, Dataset],

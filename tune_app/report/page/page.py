@@ -215,14 +215,14 @@ def _cost(results: Results) -> list[tuple[str, str]]:
     if results.seconds > 0 and tokens:
         cost.append(("tokens per second", count(tokens / results.seconds)))
     if results.hosts:
-        full = [host["occupancy"] for host in results.hosts if host.get("occupancy") is not None]
+        full = [host.occupancy for host in results.hosts if host.packs]
         if full:
             cost.append(("packs filled", f"{sum(full) / len(full):.0%}"))
-        swarm = ("requests", "retries") if results.settings.get("backbone") != "local" else ()
-        for key in swarm:
-            cost.append((key, f"{sum(host.get(key) or 0 for host in results.hosts):,.0f}"))
-        waited = max(host.get("wait_s") or 0 for host in results.hosts)  # they wait concurrently
-        cost.append(("waiting for the backbone", duration(float(waited))))
+        if results.settings.get("backbone") != "local":
+            cost.append(("requests", f"{sum(host.requests for host in results.hosts):,}"))
+            cost.append(("retries", f"{sum(host.retries for host in results.hosts):,}"))
+        waited = max(host.wait_s for host in results.hosts)  # they wait concurrently
+        cost.append(("waiting for the backbone", duration(waited)))
     stopped = results.counts.get(Status.STOPPED, 0)
     if stopped:
         cost.append(("stopped early", plural(stopped, "trial")))

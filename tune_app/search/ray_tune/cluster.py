@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from tune_app.models.folder import model_folder
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
 from tune_app.search.host import TrialHost
@@ -28,6 +29,7 @@ from tune_app.search.ray_tune.internals import (
 )
 from tune_app.search.ray_tune.places import ways_round
 from tune_app.serve.connection import Connection, connection_to, start_private_swarm
+from tune_app.tasks.summary import DataFacts
 
 # No usage data is sent, and the output contains only our own messages.
 _RAY_ENVIRONMENT = {
@@ -52,7 +54,6 @@ class Cluster:
     """What a search runs on.
 
     hosts: actor handles
-    about: the first host's information about the data
     tokens_in_flight: padded tokens that all hosts together compute concurrently
     dashboard: URL, or ""
     wait_if_ray_died: returns only where the Ray that was started here is alive
@@ -60,7 +61,7 @@ class Cluster:
 
     hosts: list[Any]
     connection: Connection
-    about: dict[str, Any]
+    data: DataFacts
     tokens_in_flight: int
     dashboard: str
     wait_if_ray_died: Callable[[], None]
@@ -70,7 +71,7 @@ class Cluster:
         for host in self.hosts:
             host.stop_all.remote()
 
-    def counters(self) -> list[dict[str, Any]]:
+    def counters(self) -> list[HostCounters]:
         """The counters of each host that still answers."""
         found = []
         for host in self.hosts:
@@ -112,13 +113,13 @@ def open_cluster(
         connection = connection_to(config, model, private)
         progress("loading the model and the data")
         try:
-            about = ray.get([host.about.remote() for host in hosts])[0]
+            data = ray.get([host.data_facts.remote() for host in hosts])[0]
             tokens = ray.get([host.connect.remote(connection) for host in hosts])
         except ray.exceptions.RayTaskError as error:
             raise _usage_error(error) from error
         except ray.exceptions.ActorDiedError as error:
             raise _usage_error(getattr(error, "cause", None) or error) from error
-        yield Cluster(hosts, connection, about, sum(tokens), dashboard, wait_if_died)
+        yield Cluster(hosts, connection, data, sum(tokens), dashboard, wait_if_died)
 
 
 def _nothing() -> None:

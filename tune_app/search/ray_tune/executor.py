@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_app.run.events import Event
+from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import OBJECTIVE
@@ -48,7 +49,7 @@ class RayTune:
     ) -> None:
         self._config, self._space, self._run = config, space, run
         self._cluster = cluster
-        self.about, self.dashboard = cluster.about, cluster.dashboard
+        self.data, self.dashboard = cluster.data, cluster.dashboard
         self.tokens_in_flight = cluster.tokens_in_flight
 
     def train(self, jobs: Jobs, recorder: Recorder, stage: Stage) -> None:
@@ -93,13 +94,13 @@ class RayTune:
             ),
         )
 
-    def counters(self) -> list[dict[str, Any]]:
+    def counters(self) -> list[HostCounters]:
         return self._cluster.counters()
 
     def listen(self, event: Event) -> None:
         export_event(event)
 
-    def watched(self, show: Callable[[list[dict[str, Any]]], None]) -> AbstractContextManager[None]:
+    def watched(self, show: Callable[[list[HostCounters]], None]) -> AbstractContextManager[None]:
         return hosts_watched(self._cluster, show)
 
 

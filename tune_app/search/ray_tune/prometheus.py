@@ -7,11 +7,11 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ray.util.metrics import Gauge
 
 from tune_app.run.events import Event, TrialReported
+from tune_app.run.host_counters import HostCounters
 from tune_app.search.ray_tune.cluster import Cluster
 
 _POLL_S = 3.0
@@ -19,7 +19,7 @@ _POLL_S = 3.0
 _LOSS = Gauge(
     "tune_app_eval_loss", "Evaluation loss of a trial's last report, nats", tag_keys=("trial",)
 )
-# Key of a host's counters -> its gauge.
+# Field of HostCounters -> its gauge.
 _HOST = {
     "rows_per_s": Gauge(
         "tune_app_rows_per_second", "Rows a host computes in a second", tag_keys=("host",)
@@ -39,16 +39,16 @@ def export_event(event: Event) -> None:
         _LOSS.set(event.report.eval_loss, {"trial": str(event.trial)})
 
 
-def export_hosts(counters: list[dict[str, Any]]) -> None:
-    """Exports `Cluster.counters`; a host that has done nothing yet has none."""
+def export_hosts(counters: list[HostCounters]) -> None:
+    """Exports `Cluster.counters`; not of a host that has done nothing yet."""
     for host in counters:
-        for key, gauge in _HOST.items():
-            if key in host:
-                gauge.set(float(host[key]), {"host": host["host"]})
+        for name, gauge in _HOST.items():
+            if host.packs:
+                gauge.set(float(getattr(host, name)), {"host": host.host})
 
 
 @contextmanager
-def hosts_watched(cluster: Cluster, show: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
+def hosts_watched(cluster: Cluster, show: Callable[[list[HostCounters]], None]) -> Iterator[None]:
     """Exports and shows the hosts' counters every few seconds until the block ends."""
     ended = threading.Event()
 
