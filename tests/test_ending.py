@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tune_app.run.events import RunState, TrialReported, TrialRetried
+from tune_app.run.events import TrialReported, TrialRetried
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_report import Report
 from tune_app.search.stop_conditions import StopConditions, interruptible

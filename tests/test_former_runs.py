@@ -22,8 +22,9 @@ from tune_app.models.folder import model_folder
 from tune_app.report.results import load
 from tune_app.report.write import write_all
 from tune_app.run.event_log import read
-from tune_app.run.events import OtherEvent, RunState, event_from_json
+from tune_app.run.events import OtherEvent, event_from_json
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import judged_otherwise
 from tune_app.search.host import TrialHost

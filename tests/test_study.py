@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from tune_app.report.results import load
 from tune_app.run.event_log import append
-from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.study.storage import (
     check_study,

@@ -13,8 +13,8 @@ from synthetic_runs import write_run
 from tune_app.report.results import load
 from tune_app.report.summary import summary
 from tune_app.run.event_log import append
-from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.warm_start import EarlierRun, check_warm_start, take_over
 from tune_app.study.prior import ChoicePrior, NumberPrior, fitted, from_json, to_json

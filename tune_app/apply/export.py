@@ -14,9 +14,9 @@ from tune_app.models.folder import model_folder
 from tune_app.models.identity import ModelIdentity
 from tune_app.report.results import Results, load
 from tune_app.report.verdict import verdict
-from tune_app.run.events import RunState
 from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig, settings_with
 from tune_app.run.settings import Role
 from tune_app.tasks.base import Task

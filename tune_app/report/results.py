@@ -14,9 +14,10 @@ import yaml
 
 from tune_app.report.confirmation import Evidence, confirmation
 from tune_app.run import test_rows
-from tune_app.run.events import RunState, SearchStarted, TrialState, WarmStarted
+from tune_app.run.events import SearchStarted, WarmStarted
 from tune_app.run.host_counters import HostCounters
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_state import RunState, TrialState
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.typed import convert_fields, fits
 from tune_app.tasks.known import TASKS

@@ -13,8 +13,8 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from tune_app.models.checks import check_checkpoint, was_checked
 from tune_app.models.folder import model_folder, positions
 from tune_app.run.config_checks import check_search_config
-from tune_app.run.events import RunState
 from tune_app.run.run_dir import RunDir
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, settings_with
 from tune_app.run.settings import Role
 from tune_app.search.warm_start import check_warm_start

@@ -25,12 +25,12 @@ from tune_app.run.events import (
     TrialEnded,
     TrialReported,
     TrialRetried,
-    TrialState,
     WarmStarted,
 )
 from tune_app.run.host_counters import HostCounters
 from tune_app.run.passwords import without_passwords
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_state import TrialState
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.search.progress import Progress

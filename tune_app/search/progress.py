@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from tune_app.run.events import Event, RunState, TrialStarted, TrialState
+from tune_app.run.events import Event, TrialStarted
 from tune_app.run.run_dir import Status
+from tune_app.run.run_state import RunState, TrialState
 from tune_app.run.search_config import SearchConfig
 
 

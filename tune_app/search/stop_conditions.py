@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tune_app.run.events import Event, RunState, TrialReported, TrialRetried
+from tune_app.run.events import Event, TrialReported, TrialRetried
 from tune_app.run.output import forget_output
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
 
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from tune_app.report.results import load
 from tune_app.report.write import refreshed_in_background
 from tune_app.run.event_log import EventLog
-from tune_app.run.events import RunState, SearchEnded, SearchResumed, SearchStarted
+from tune_app.run.events import SearchEnded, SearchResumed, SearchStarted
 from tune_app.run.run_dir import RunDir
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.checks import check_same_data, judged_otherwise
 from tune_app.search.concurrency import runs_at_once, trials_at_once

@@ -14,13 +14,12 @@ from optuna.trial import TrialState as StudyState
 
 from tune_app.run.events import (
     Event,
-    RunState,
     TrialEnded,
     TrialReported,
     TrialStarted,
-    TrialState,
 )
 from tune_app.run.run_dir import RunDir, Status
+from tune_app.run.run_state import RunState, TrialState
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import Report, outcome

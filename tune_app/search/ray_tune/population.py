@@ -12,8 +12,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_app.run.event_log import EventLog
-from tune_app.run.events import Clone, PopulationChanged, RunState
+from tune_app.run.events import Clone, PopulationChanged
 from tune_app.run.run_dir import RunDir
+from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE
