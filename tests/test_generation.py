@@ -19,6 +19,7 @@ from tune_app.apply.logits import next_token_logits
 from tune_app.backbones.local import LocalBackbone, LocalSession
 from tune_app.backbones.packer import run_alone
 from tune_app.backbones.protocol import Backbone
+from tune_app.models.parts import Ends, load_ends
 from tune_app.run.trial_config import TrialConfig, TuningMode
 from tune_app.serve.supervisor import private_swarm
 from tune_app.tasks.known import task_named
@@ -95,6 +96,20 @@ def assert_as_without_a_cache(model: PromptTunedModel) -> None:
         logits_V = kept.next_logits(more)
         torch.testing.assert_close(logits_V, next_token_logits(model, tokens), rtol=1e-4, atol=1e-4)
     kept.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ends_of_a_text_are_those_of_its_pieces(family: str, tmp_path: Path) -> None:
+    """Around blocks elsewhere, which get each position once; GPT-2 numbers them before."""
+    ends = Ends(load_ends(write_tiny_model(family, tmp_path / family), torch.float32))
+    generator = torch.Generator().manual_seed(1)
+    embeds_BSH = torch.randn(1, 7, ends.words.weight.shape[1], generator=generator)
+    pieces = [
+        ends(embeds_BSH[:, :4], torch.sin),
+        ends(embeds_BSH[:, 4:6], torch.sin, first=4),
+        ends(embeds_BSH[:, 6:], torch.sin, first=6),
+    ]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), ends(embeds_BSH, torch.sin))
 
 
 @pytest.fixture(scope="module")

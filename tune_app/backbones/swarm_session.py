@@ -30,22 +30,19 @@ class SwarmSession:
     ) -> None:
         self._ends, self._manager, self._deep_LBPH = ends, manager, deep_LBPH
         self._most_positions = most_positions
-        self._embeds_BSH: torch.Tensor | None = None  # all positions so far
+        self._into_BSH: torch.Tensor | None = None  # the blocks' input, all positions so far
         self._servers: list[Any] = []  # Petals' sessions, in the order of their blocks
         self._opening = InferenceSession(manager, most_positions)
 
     @torch.no_grad()
     def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
-        parts = [embeds_BSH] if self._embeds_BSH is None else [self._embeds_BSH, embeds_BSH]
-        self._embeds_BSH = torch.cat(parts, dim=1)
-        new = embeds_BSH.shape[1]
-
         def blocks(hidden_BSH: torch.Tensor) -> torch.Tensor:
-            """Correct for the new positions; earlier ones are not used."""
-            return torch.cat([hidden_BSH[:, :-new], self._remote(hidden_BSH, new)], dim=1)
+            parts = [hidden_BSH] if self._into_BSH is None else [self._into_BSH, hidden_BSH]
+            self._into_BSH = torch.cat(parts, dim=1)
+            return self._remote(self._into_BSH, hidden_BSH.shape[1])
 
-        # Needs the whole text, because GPT-2 numbers its positions in front of the blocks.
-        return self._ends(self._embeds_BSH, blocks)[:, -new:]
+        first = 0 if self._into_BSH is None else self._into_BSH.shape[1]
+        return self._ends(embeds_BSH, blocks, first)
 
     def close(self) -> None:
         self._opening._exit_server_sessions(self._servers)

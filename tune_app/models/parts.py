@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -296,14 +297,24 @@ class Ends(nn.Module):
         self._middle = _Middle()
         self.trunk = _around(model, 0, self._middle)
         self.head = Head(model)
+        # Families without this argument (BLOOM) know positions only within blocks.
+        self._numbers_positions = "position_ids" in signature(self.trunk.forward).parameters
         self._middle.as_tuple = self._takes_tuples()
 
-    def forward(self, embeds_BSH: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-        """Word embeddings [B, S, H], through `blocks`, to hidden states after the final norm."""
+    def forward(self, embeds_BSH: torch.Tensor, blocks: Blocks, first: int = 0) -> torch.Tensor:
+        """Word embeddings [B, S, H], through `blocks`, to hidden states after the final norm.
+
+        first: the position of the first of them, where others came before
+        """
         passing = self._middle.passing
         passing.blocks = blocks
+        numbers = {}
+        if first and self._numbers_positions:
+            last = first + embeds_BSH.shape[1]
+            numbers["position_ids"] = torch.arange(first, last, device=embeds_BSH.device)[None]
         try:
-            return self.trunk(inputs_embeds=embeds_BSH, use_cache=False).last_hidden_state
+            out = self.trunk(inputs_embeds=embeds_BSH, use_cache=False, **numbers)
+            return out.last_hidden_state
         finally:
             passing.blocks = None
 
