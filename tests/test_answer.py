@@ -24,6 +24,9 @@ CLASSES = {"rows": {"train": 40, "valid": 20, "test": 20}, "judged": 20}
 CLASSES |= {"class_names": ["cat", "dog"], "constant_answer": "cat"}
 CLASSES |= {"class_counts": {"train": [30, 10], "valid": [15, 5], "test": [15, 5]}}
 
+STARTED = {"event": "search_started", "task": "classification", "metric": "accuracy"}
+STARTED |= {"data": CLASSES}
+
 
 class Writer:
     """Writes the events of a run by hand."""
@@ -230,7 +233,7 @@ def test_nothing_is_better_that_does_not_beat_naming_one_class(tmp_path: Path):
     constant = always_the_most_frequent([30, 10], [15, 5])["loss"]
     for by, kind in ((-0.3, "better"), (0.05, "not better")):
         writer = searched(tmp_path / kind)
-        writer.run.append_event({"event": "search_started", "data": CLASSES})
+        writer.run.append_event(STARTED)
         choose(writer)
         for seed in (3, 4, 5):
             writer.again(0, seed, 1, 1.9, constant + 0.5)
@@ -239,6 +242,20 @@ def test_nothing_is_better_that_does_not_beat_naming_one_class(tmp_path: Path):
         assert found.kind == kind
     assert found.headline == "Nothing beats always naming the most frequent class"
     assert "does not beat always naming the most frequent class (loss 0.562)" in found.sentence
+
+
+def test_only_a_task_that_knows_its_frequencies_is_compared_with_them(tmp_path: Path):
+    """Those are of a cross-entropy; another task with classes may measure another loss."""
+    writer = searched(tmp_path)
+    writer.run.append_event(STARTED | {"task": "regression", "metric": "r2"})
+    choose(writer)
+    judge(writer, [-0.1, -0.05, -0.2])
+    results = writer.load()
+    assert results.evidence is not None
+    assert results.evidence.constant is None
+    assert results.constants("test") == {}
+    assert "most frequent" not in summary(results)
+    assert "It rests on 20 rows of the test split, which is few." in verdict(results).sentence
 
 
 def test_runs_of_before_looks_share_the_level_among_their_configs(tmp_path: Path):
@@ -286,7 +303,7 @@ def test_the_better_default_is_what_answers_are_stated_against(tmp_path: Path):
 
 def test_few_validation_rows_are_said_without_a_confirmation(tmp_path: Path):
     writer = searched(tmp_path)
-    writer.run.append_event({"event": "search_started", "data": CLASSES | {"judged": 5}})
+    writer.run.append_event(STARTED | {"data": CLASSES | {"judged": 5}})
     assert "It rests on 5 rows of the validation split" in verdict(writer.load()).sentence
 
 
@@ -303,7 +320,7 @@ def test_a_default_that_diverged_and_a_search_without_any_end(tmp_path: Path):
 
 def test_the_classes_are_counted_where_the_answer_stands(tmp_path: Path):
     writer = searched(tmp_path)
-    writer.run.append_event({"event": "search_started", "data": CLASSES})
+    writer.run.append_event(STARTED)
     results = writer.load()
     for text in (" ".join(summary(results).split()), report_page(results)):
         assert "Training rows by class: cat 30, dog 10." in text

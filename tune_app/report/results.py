@@ -21,7 +21,7 @@ from tune_app.run.run_state import RunState, TrialState
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.typed import convert_fields, fits
 from tune_app.tasks.known import TASKS
-from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective, always_the_most_frequent
+from tune_app.tasks.objectives import LOSS, OBJECTIVES, Objective
 from tune_app.tasks.summary import DataSummary
 
 # Best first: a finished trial's loss is final, a stopped one was given up.
@@ -142,7 +142,7 @@ class Results:
     def constants(self, split: str) -> dict[str, float]:
         """The metrics of always giving the most frequent answer of the training rows; {} if the
         task has none, or they are not known."""
-        return _constants(self.data, split)
+        return _constants(self.task, self.data, split)
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -172,7 +172,7 @@ def load(run: RunDir) -> Results:
         objective=objective,
         most=settings.get("confirm_seeds"),
         rows_of=lambda trial: test_rows.read(run.test_rows(trial)),
-        constant=_constants(data, "test").get(objective.name),
+        constant=_constants(search.task, data, "test").get(objective.name),
     )
     return Results(
         run=run,
@@ -307,10 +307,12 @@ def _metrics() -> list[str]:
     return list(dict.fromkeys([*shown, *(name for name in OBJECTIVES if name != "loss")]))
 
 
-def _constants(data: DataSummary | None, split: str) -> dict[str, float]:
-    if data is None or not data.class_counts.get("train") or not data.class_counts.get(split):
+def _constants(task: str, data: DataSummary | None, split: str) -> dict[str, float]:
+    known = TASKS.get(task)
+    if known is None or known.frequencies is None or data is None:
         return {}
-    return always_the_most_frequent(data.class_counts["train"], data.class_counts[split])
+    train, rows = data.class_counts.get("train"), data.class_counts.get(split)
+    return known.frequencies(train, rows) if train and rows else {}
 
 
 def _data(search: SearchStarted) -> DataSummary | None:

@@ -232,8 +232,8 @@ def _few_rows(results: Results, split: str) -> str:
     rows = data.rows.get("test", 0) if split == "test" else data.judged
     if not 0 < rows < _FEW_ROWS:
         return ""
+    text = f" It rests on {plural(rows, 'row')} of the {split} split"
+    if results.metric != "accuracy":
+        return f"{text}, which is few."
     points = math.ceil(100 * 0.98 / math.sqrt(rows))  # 1.96 standard errors at one half
-    return (
-        f" It rests on {plural(rows, 'row')} of the {split} "
-        f"split; with so few, an accuracy is known to {points} points at best."
-    )
+    return f"{text}; with so few, an accuracy is known to {points} points at best."

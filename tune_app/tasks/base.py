@@ -9,7 +9,7 @@ score head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +51,8 @@ class Task:
     objectives: possible values of --objective: the loss, and the metrics that are fit for it
     constant: (labels of the training rows, labels of a split) -> the metric of always giving the
         one answer that the training rows suggest; None if that makes no sense
+    frequencies: (rows of each class in training, the same in a split) -> loss and metrics on the
+        split of knowing only how frequent the classes are; None if that makes no sense
     answer: (outputs [B, C], class names, scale) -> a line for each row; None: texts are completed
     built_in: the data of a search without --train; None if there are none
     hub_task: the hub's name for such a task ("pipeline_tag")
@@ -67,6 +69,7 @@ class Task:
     metrics: Callable[[float, Sums], dict[str, float]]
     objectives: tuple[str, ...] = ("loss",)
     constant: Callable[[torch.Tensor, torch.Tensor], float] | None = None
+    frequencies: Callable[[Sequence[int], Sequence[int]], dict[str, float]] | None = None
     answer: Callable[[torch.Tensor, tuple[str, ...], Scale | None], list[str]] | None = None
     built_in: Callable[[], BuiltIn] | None = None
     hub_task: str = "text-classification"

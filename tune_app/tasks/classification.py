@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_app.tasks.base import BuiltIn, Scale, Sums, Task
-from tune_app.tasks.objectives import macro_f1
+from tune_app.tasks.objectives import always_the_most_frequent, macro_f1
 from tune_app.tasks.stdlib_text import docstring_packages
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Ten
     return cross_entropy(logits_BC.float(), labels_B, reduction="sum"), sums
 
 
-def always_the_most_frequent(train_N: torch.Tensor, labels_B: torch.Tensor) -> float:
+def accuracy_of_the_most_frequent(train_N: torch.Tensor, labels_B: torch.Tensor) -> float:
     """Accuracy of naming the training rows' most frequent class for every row."""
     return float((labels_B == train_N.mode().values).double().mean())
 
@@ -61,7 +61,8 @@ CLASSIFICATION = Task(
         "f1": macro_f1(sums),
     },
     objectives=("loss", "accuracy", "f1"),
-    constant=always_the_most_frequent,
+    constant=accuracy_of_the_most_frequent,
+    frequencies=always_the_most_frequent,
     answer=_answer,
     built_in=_built_in,
     petals_class="AutoDistributedModelForSequenceClassification",
