@@ -42,9 +42,11 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)  # argparse would print the first mistake and exit
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class FlagFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows values as required: only argparse sees them as optional, so that it does not stop at
+    the first missing one."""
+
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        # Only argparse sees values as optional, so that it does not stop at the first missing one.
         return str(action.metavar) if action.nargs in ("?", "*") else ""
 
 
@@ -60,7 +62,7 @@ def build_parser(prog: str = "python -m tune_app.search") -> argparse.ArgumentPa
         usage=f"{prog} [flags]",
         description=DESCRIPTION,
         epilog=EXAMPLE,
-        formatter_class=_Formatter,
+        formatter_class=FlagFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

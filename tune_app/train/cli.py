@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from tune_app.apply.export import export_best
 from tune_app.report.tables import write_tables
 from tune_app.report.words import duration, number
-from tune_app.run.flags import flag_of, parse_search_args
+from tune_app.run.flags import FlagFormatter, flag_of, parse_search_args
 from tune_app.run.output import forgiving_output
 from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import (
@@ -137,6 +138,7 @@ def _help_parser() -> argparse.ArgumentParser:
         prog="python -m tune_app.train",
         usage="python -m tune_app.train [--config FILE] [--out FOLDER] [flags of a search]",
         description=_DESCRIPTION,
+        formatter_class=FlagFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -148,9 +150,10 @@ def _help_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=SETTINGS["quiet"].help)
     own = ("out", "quiet", "trial")
     flags = [flag_of(name) for name in settings_with(Role.TRAINING) if name not in own]
-    parser.epilog = (
-        "Also takes these flags of tune_app.search: "
-        + ", ".join(flags)
-        + ". Flags take precedence over the file."
+    parser.epilog = textwrap.fill(
+        f"Also takes these flags of tune_app.search: {', '.join(flags)}. Flags take precedence "
+        "over the file.",
+        width=100,
+        break_on_hyphens=False,
     )
     return parser
