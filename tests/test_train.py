@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from tests.trained import flags, train_run
@@ -23,6 +25,14 @@ from tune_app.tasks.loading import load_task_data
 from tune_app.train import cli as train
 from tune_app.train.loop import TrainingRun
 from tune_app.train.prompt_model import PromptTunedModel
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """A packer leaves each thread but its own one of torch's, and so sums in another order."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
