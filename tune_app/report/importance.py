@@ -13,7 +13,6 @@ import optuna
 import pandas as pd
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from tune_app.report.results import Results
 
@@ -42,7 +41,7 @@ def _importance(results: Results) -> pd.DataFrame:
     )
     if results.population:
         return empty
-    study, values = _study(results)
+    study, values = _opened(results)
     held = {
         name: len(seen)
         for name, seen in values.items()
@@ -76,7 +75,7 @@ def why_none(results: Results) -> str:
             "not available with --scheduler pbt, because trials change their hyperparameters while "
             "they train"
         )
-    study, values = _study(results)
+    study, values = _opened(results)
     most = max(map(len, values.values()), default=0)
     if study is None or most >= MIN_TRIALS:
         return ""
@@ -87,6 +86,14 @@ def storage_url(results: Results) -> str:
     """The URL of the run's study for Optuna; "" if there is none."""
     file = results.run.study_db
     return results.settings.get("storage") or (f"sqlite:///{file}" if file.exists() else "")
+
+
+def _opened(results: Results) -> tuple[optuna.Study | None, dict[str, list[object]]]:
+    """`_study`, opened once."""
+    if "study" not in results.computed:
+        results.computed["study"] = _study(results)
+    opened: tuple[optuna.Study | None, dict[str, list[object]]] = results.computed["study"]
+    return opened
 
 
 def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object]]]:
@@ -107,7 +114,7 @@ def _study(results: Results) -> tuple[optuna.Study | None, dict[str, list[object
                 for name, value in trial.params.items():
                     values.setdefault(name, []).append(value)
         return study, values
-    except (SQLAlchemyError, KeyError, RuntimeError):
+    except Exception:  # SQLAlchemy's, Optuna's or json's, by what is damaged
         return None, {}
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -277,7 +278,13 @@ def _settings(run: RunDir) -> dict[str, Any]:
     if not isinstance(settings, dict):
         return {}
     fine, _ = convert_fields(SearchConfig, settings)
-    return {name: value for name, value in settings.items() if name in fine}
+    return {name: _as_in_yaml(value) for name, value in fine.items()}
+
+
+def _as_in_yaml(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def _prompts(run: RunDir) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def convert_fields(
     a field's name into the name that messages use.
     """
     known: dict[str, Field[Any]] = {field.name: field for field in fields(cls)}
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     messages = []
     for key, value in mapping.items():
