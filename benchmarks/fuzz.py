@@ -247,7 +247,8 @@ def _report(run: Path) -> int:
 def _apply(folder: Path) -> int:
     texts = folder / "texts.txt"
     texts.write_text("wing nest\nfin water\n")
-    return apply.main([str(folder), "--input", str(texts), "--quiet"])
+    # A folder that says nothing of its backbone would start a private swarm.
+    return apply.main([str(folder), "--input", str(texts), "--quiet", "--backbone=local"])
 
 
 def _apply_changed_weights(folder: Path) -> int:

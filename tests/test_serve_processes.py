@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import torch
 from tests.tiny_models import write_tiny_model
 from tune_app.serve import supervisor
 from tune_app.serve.asking import BAN_S, MissingBlocksError, Patience, _ranges, what_is_wrong
+from tune_app.serve.reconnecting import Peers, pause_s
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
 # A process with a DHT of hivemind's, opened by a thread that is gone by the time it says so.
@@ -260,3 +263,48 @@ def test_what_is_wrong_is_said_without_the_public_swarm() -> None:
 
 def test_ranges_of_blocks() -> None:
     assert _ranges([0, 1, 5, 7, 8]) == "0:2, 5:6, 7:9"
+
+
+# --------------------------------------------------------------------- servers that come back
+
+
+@pytest.fixture
+def socket_of_a_server() -> Iterator[socket.socket]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        yield listening
+
+
+def test_a_lost_server_is_waited_for_until_it_listens(socket_of_a_server: socket.socket) -> None:
+    now = itertools.count()  # a second passes with each look at the clock
+    peers = Peers(clock=lambda: float(next(now)))
+    port = socket_of_a_server.getsockname()[1]
+    peers.connected([SimpleNamespace(peer_id="lost", addrs=[f"/ip4/127.0.0.1/tcp/{port}"])])
+    assert peers.wait_for_lost() == set()
+
+    peers.failed("lost")
+    assert peers.wait_for_lost() == {"lost"}
+    socket_of_a_server.listen()
+    assert peers.wait_for_lost() == set()
+    assert peers.lately_lost() == {"lost"}  # until it has answered
+    peers.answered("lost")
+    assert peers.lately_lost() == set()
+
+
+def test_nobody_is_waited_for_that_cannot_be_dialled_directly_or_is_long_gone() -> None:
+    now = 0.0
+    peers = Peers(clock=lambda: now)
+    relayed = "/ip4/127.0.0.1/tcp/1/p2p/QmcEfPaX68pBZaPAgpyWNZDdLPb3vwxAwtbhSbrvLphPct"
+    peers.connected([SimpleNamespace(peer_id="relayed", addrs=[f"{relayed}/p2p-circuit"])])
+    peers.connected([SimpleNamespace(peer_id="gone", addrs=["/ip4/127.0.0.1/tcp/1"])])
+    peers.failed("relayed")
+    assert peers.wait_for_lost() == set()
+    peers.failed("gone")
+    now = 61.0
+    assert peers.wait_for_lost() == set()
+
+
+def test_a_request_is_given_up_after_half_a_minute_and_nine_attempts() -> None:
+    assert pause_s(0, 0.0) == 0.0
+    assert pause_s(7, 100.0) == pause_s(50, 29.0) == 0.5
+    assert pause_s(8, 30.0) is None

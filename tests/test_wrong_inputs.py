@@ -16,6 +16,7 @@ from tune_app.serve import connection
 LOCAL = "--backbone local"
 DATA = f"{LOCAL} --train good.csv"
 PEER = "/ip4/127.0.0.1/tcp/9/p2p/QmNNwDpHbX6QoBikkcX56A1HrhHuc7o1P7fW9n5m1pb3yd"
+LONG = "x" * 5000
 # What is typed -> what the message has to say.
 WRONG = {
     # flags
@@ -50,6 +51,15 @@ WRONG = {
     "--dtype float": "--dtype: must be one of",
     "--device gpu": "--device: must be cpu, cuda",
     f"{LOCAL} --device cuda:7": "--device: there is no cuda:7",
+    # paths
+    "--model ~no-such-user/m": "--model: must be demo",
+    f"{LOCAL} --train ~no-such-user/a.csv": "--train: there is no file '~no-such-user/a.csv'",
+    f"{LOCAL} --train {LONG}": "--train: there is no file",
+    "--space ~no-such-user/s.yaml": "~no-such-user/s.yaml: cannot be read",
+    "--resume ~no-such-user/r": "--resume: there is no run in '~no-such-user/r'",
+    f"--resume {LONG}": "--resume: cannot be a path: File name too long",
+    f"--out {LONG}": "--out: cannot be a path: File name too long",
+    f"--model {LONG}": "--model: must be demo",
     "--quiet --verbose": "--quiet: contradicts --verbose",
     "stray": "settings are given as flags",
     "--allow-changed-space": "only with --resume",

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune_app.apply.model_card import model_card
 from tune_app.apply.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
@@ -30,6 +30,7 @@ from tune_app.tasks.known import TASKS
 if TYPE_CHECKING:
     import torch
 
+_Record = TypeVar("_Record")
 WEIGHTS, ABOUT, CARD = "prompts.safetensors", "prompts.json", "README.md"
 
 
@@ -120,22 +121,27 @@ def read_about(folder: Path) -> About:
                 f"{folder}: {WEIGHTS} does not belong to {ABOUT}; copy the whole folder, or export "
                 "the prompts again."
             )
-        document["model"] = ModelIdentity(**document["model"])
+        document["model"] = _record(ModelIdentity, document["model"])
         document["config"] = TrialConfig.from_dict(document["config"])
         document["class_names"] = tuple(document["class_names"])
         if document.get("scale") is not None:
-            document["scale"] = Scale(**document["scale"])
-        odd = document.keys() - well_typed(About, document).keys()
+            document["scale"] = _record(Scale, document["scale"])
         if document["task"] not in TASKS:
-            odd.add("task")
-        if odd:
-            raise TypeError(", ".join(f"{name} is {document[name]!r}" for name in sorted(odd)))
-        return About(**document)
+            raise TypeError(f"task is {document['task']!r}")
+        return _record(About, document)
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error)[:300]
         raise ConfigError(f"{folder / ABOUT}: was not written by tune_app: {reason}.") from None
+
+
+def _record(cls: type[_Record], values: Mapping[str, Any]) -> _Record:
+    """Raises TypeError if a value has another type than its field."""
+    odd = values.keys() - well_typed(cls, values).keys()
+    if odd:
+        raise TypeError(", ".join(f"{name} is {values[name]!r}" for name in sorted(odd)))
+    return cls(**values)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

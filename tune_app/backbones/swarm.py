@@ -46,10 +46,8 @@ from tune_app.serve.processes import end_with, hivemind_ends_with_us, hivemind_p
 # Petals retries forever and looks for new servers once a minute. A search should instead continue
 # with the servers that are left, and fail with a reason if there are none.
 _CLIENT = {
-    "max_retries": 9,  # half a minute, in which a server of a small model can restart
-    "min_backoff": 0.5,
-    "max_backoff": 8,
-    "request_timeout": 180,  # `serve/asking.py` has shorter timeouts
+    "max_retries": None,  # `serve/reconnecting.py` gives up after half a minute,
+    "request_timeout": 180,  # and `serve/asking.py` has shorter timeouts
     "update_period": LOOK_FOR_SERVERS_S,
     "ban_timeout": BAN_S,
     "show_route": False,

@@ -8,6 +8,7 @@ computed again.
 from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
+import itertools
 import time
 import uuid
 from typing import Any
@@ -20,6 +21,7 @@ from petals.utils.misc import DUMMY, DUMMY_INT64
 
 from tune_app.backbones.protocol import BackboneUnavailable
 from tune_app.models.parts import Ends
+from tune_app.serve.reconnecting import pause_s
 
 
 class SwarmSession:
@@ -50,7 +52,8 @@ class SwarmSession:
 
     def _remote(self, hidden_BSH: torch.Tensor, new: int) -> torch.Tensor:
         """The blocks' output for the last `new` positions of hidden [B, S, H]."""
-        for attempt in range(self._manager.config.max_retries):
+        first_failure: float | None = None
+        for attempt in itertools.count():
             try:
                 if self._servers:
                     return self._step(hidden_BSH[:, -new:], DUMMY)
@@ -60,8 +63,12 @@ class SwarmSession:
             except Exception as error:  # whatever Petals raises, it all means the same
                 failure = error
             self.close()
-            time.sleep(self._manager.get_retry_delay(attempt))
-        raise BackboneUnavailable(f"no server continued the text: {failure!r}") from failure
+            first_failure = first_failure or time.monotonic()
+            pause = pause_s(attempt, time.monotonic() - first_failure)
+            if pause is None:
+                raise BackboneUnavailable(f"no server continued the text: {failure!r}") from failure
+            time.sleep(pause)
+        raise AssertionError("unreachable")
 
     def _open(self) -> None:
         route = self._manager.make_sequence(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError
 
 _DEMO = Path(__file__).parent / "demo" / "model"
@@ -22,7 +24,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     if model == "demo":
         return _DEMO
     if is_local(model):
-        return Path(model).expanduser().resolve()
+        return user_path(model).resolve()
     if model.startswith((".", "/", "~")):
         raise ConfigError(f"--model: there is no folder {model!r}.")
     from tune_app.models.hub import fetched  # its imports take half a second
@@ -39,7 +41,7 @@ def commit_of(model: str, revision: str | None) -> str:
 
 def is_local(model: str) -> bool:
     """Whether `--model` is the demo or a local folder, and not the name of a model on a hub."""
-    return model == "demo" or Path(model).expanduser().is_dir()
+    return model == "demo" or os.path.isdir(user_path(model))
 
 
 def positions(folder: Path) -> int | None:

@@ -18,6 +18,7 @@ from tune_app.report.results import load
 from tune_app.report.summary import files, findings
 from tune_app.report.write import write_files
 from tune_app.run.output import forgiving_output
+from tune_app.run.paths import user_path
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import ConfigError
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed += write_files(results, width)
         print(files(results, width) if len(runs) == 1 else f"Report: {run.report_html}\n", end="")
     if len(runs) > 1:
-        out = options.out.expanduser().absolute()
+        out = user_path(options.out).absolute()
         try:
             runs[0].write_atomic(out, comparison_page([load(run) for run in runs]))
             print(f"Comparison: {out}")

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
+from tune_app.run.paths import user_path
 from tune_app.run.search_config import MOST_CONFIRM_SEEDS, SETTINGS, SearchConfig
 from tune_app.run.trial_config import Init, TrialConfig
 from tune_app.run.typed import ConfigError, did_you_mean, one_of
@@ -56,8 +57,8 @@ def _check_data(config: SearchConfig) -> list[str]:
             messages.append(f"--{name}: needs --train as well, got only {source!r}.")
         if "://" in source:  # fetched when it is read
             continue
-        path = Path(source).expanduser()
-        if not path.is_file():
+        path = user_path(source)
+        if not os.path.isfile(path):
             messages.append(f"--{name}: there is no file {source!r}.")
         elif path.stat().st_size == 0:
             messages.append(f"--{name}: the file {source!r} is empty.")
@@ -76,10 +77,10 @@ _MULTIADDRESS = re.compile(
 
 def _check_model(config: SearchConfig) -> list[str]:
     messages = []
-    folder = Path(config.model).expanduser()
+    folder = user_path(config.model)
     if config.model == "demo":
         pass
-    elif folder.is_dir():
+    elif os.path.isdir(folder):
         if not (folder / "config.json").is_file():
             messages.append(f"--model: the folder {config.model!r} has no config.json.")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.model):
@@ -159,8 +160,8 @@ def _check_run(config: SearchConfig) -> list[str]:
 
 def _unwritable(folder: Path) -> Path | None:
     """The path that keeps the folder from being created or written to; None if it is writable."""
-    place = folder.expanduser().absolute()
-    while not place.exists() and place != place.parent:
+    place = user_path(folder).absolute()
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     return None if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else place
 

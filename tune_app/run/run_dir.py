@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_app.run.passwords import without_passwords
+from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError
 
 
@@ -63,7 +64,7 @@ class RunDir:
     """The paths of one run below `path`, which is made absolute (Ray requires that)."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().resolve()
+        self.path = user_path(path).resolve()
         self.search_yaml = self.path / "search.yaml"
         self.space_yaml = self.path / "space.yaml"
         self.events_jsonl = self.path / "events.jsonl"
@@ -134,11 +135,13 @@ class RunDir:
         """
         path = self.path / path
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A lone half of a character, as JSON and YAML may have, is written as its number.
+        data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             if isinstance(content, str) and without_passwords(content) != content:
                 temporary.touch(mode=0o600)
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.write_bytes(data)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -7,12 +7,14 @@ every trial actor loads it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from tune_app.run.paths import user_path
 from tune_app.run.settings import (
     PriorUse,
     Role,
@@ -383,9 +385,9 @@ def settings_under(group: str) -> tuple[str, ...]:
 
 
 def _anchored(path: str | None) -> str | None:
-    if path is None or "://" in path or not Path(path).expanduser().exists():
+    if path is None or "://" in path or not os.path.exists(user_path(path)):
         return path
-    return str(Path(path).expanduser().absolute())
+    return str(user_path(path).absolute())
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from tune_app.run.passwords import without_passwords
+from tune_app.run.paths import user_path
 
 
 class ConfigError(ValueError):
@@ -162,7 +163,13 @@ def _to_str(value: Any) -> str:
 
 
 def _to_path(value: Any) -> Path:
-    return value if isinstance(value, Path) else Path(_to_str(value)).expanduser()
+    path = value if isinstance(value, Path) else user_path(_to_str(value))
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # too long, say
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot be a path: {reason}, got {str(path)[:100]!r}.") from None
+    return path
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {

@@ -26,6 +26,8 @@ from petals.client import sequential_autograd
 from petals.client.routing.sequence_manager import MissingBlocksError
 from petals.utils.misc import DUMMY
 
+from tune_app.serve.reconnecting import PEERS, reconnect_soon
+
 BAN_S = 15.0  # how long a failed server is avoided if others have its blocks; doubles each time
 LOOK_FOR_SERVERS_S = 5.0  # interval of looking for new servers
 _LEAST_S = 5.0  # shortest timeout of a request
@@ -102,9 +104,14 @@ def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
             if isinstance(error, asyncio.TimeoutError):
                 PATIENCE.was_late(peer, began)
                 reason = f"no answer within {time.monotonic() - began:.0f} s"
+            else:
+                PEERS.failed(peer)
             _trouble.by_peer[f"…{str(peer)[-6:]}"] = reason.partition("\n")[0][:120]
             raise
         PATIENCE.answered(kind, peer, tokens, time.monotonic() - began)
+        PEERS.answered(peer)
+        if peer not in PEERS.addresses:
+            PEERS.connected(await stub._p2p.list_peers())
         _trouble = _Trouble()
         return answer
 
@@ -115,6 +122,7 @@ def _patient(kind: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 def ask_patiently(manager: Any) -> None:
     """Applies this to all Petals clients in this process; called for each one."""
     _managers.append(ref(manager))
+    reconnect_soon(manager)
     for kind in ("forward", "backward"):
         ask = getattr(sequential_autograd, f"run_remote_{kind}")
         if not hasattr(ask, "is_patient"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tune_app.models.checks import check_checkpoint
+from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -115,13 +117,13 @@ def _check_join(join: Sequence[str], mistakes: list[str]) -> None:
             mistakes.append(f"no answer from {maddr}: is that server running?")
 
 
-def answers(maddr: str) -> bool:
+def answers(maddr: str, within_s: float = _ANSWER_S) -> bool:
     """Whether this address of a server accepts connections."""
     where = _MADDR.match(maddr)
     if where is None:
         return False
     try:
-        socket.create_connection((where["host"], int(where["port"])), _ANSWER_S).close()
+        socket.create_connection((where["host"], int(where["port"])), within_s).close()
     except OSError:
         return False
     return True
@@ -134,7 +136,7 @@ def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:
     So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
     """
     folder = Path(folder).resolve()
-    on_hub = name is not None and "/" in name and not Path(name).expanduser().is_dir()
+    on_hub = name is not None and "/" in name and not os.path.isdir(user_path(name))
     named = Path(name) if name is not None and on_hub else folder
     name = re.sub(r"[.\s]", "-", named.name)  # both have a meaning in hivemind's keys
     family = json.loads((folder / "config.json").read_text())["model_type"]

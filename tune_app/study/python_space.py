@@ -21,6 +21,7 @@ from typing import Any
 import optuna
 import yaml
 
+from tune_app.run.paths import user_path
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.typed import ConfigError
 from tune_app.study.space import Parameter, SearchSpace, quiet_optuna
@@ -54,7 +55,7 @@ def load_python_space(source: str, function: str) -> SearchSpace:
             refuses.
     """
     if source.endswith(".py"):
-        source = str(Path(source).expanduser().resolve())
+        source = str(user_path(source).resolve())
     where = f"{source}:{function}"
     try:
         _resolve(source, function)

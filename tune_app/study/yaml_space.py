@@ -33,6 +33,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from tune_app.run.paths import user_path
 from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.run.typed import ConfigError, convert_fields, did_you_mean, one_of, read_yaml
 from tune_app.study.prior import parse_prior
@@ -65,7 +66,7 @@ def load_space(name_or_path: str) -> SearchSpace:
     head, _, function = name_or_path.partition(":")
     if head.endswith(".py") or function:
         return load_python_space(head, function or "space")
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         shipped = shipped_spaces()
         if name_or_path not in shipped:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pandas as pd
 
+from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError, did_you_mean
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
@@ -139,8 +141,8 @@ def _suffix(path: str) -> str:
 def _check_local(path: str) -> None:
     if "://" in path:
         return  # only opening it can tell
-    file = Path(path).expanduser()
-    if not file.exists():
+    file = user_path(path)
+    if not os.path.exists(file):
         near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         raise ConfigError([f"{path}: no such file.{did_you_mean(file.name, near)}"])
     if not file.is_file():
@@ -152,7 +154,7 @@ def _check_local(path: str) -> None:
 def _text(path: str, encoding: str | None) -> str:
     import fsspec  # type: ignore[import-untyped]  # what pandas itself opens URLs with
 
-    local = path if "://" in path else str(Path(path).expanduser())
+    local = path if "://" in path else str(user_path(path))
     with fsspec.open(local, "rb", compression="infer") as file:
         content: bytes = file.read()
     return decoded(path, content, encoding)
