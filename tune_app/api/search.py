@@ -195,9 +195,11 @@ def _resumed(given: dict[str, Any], space: Any, folder: Path) -> SearchConfig:
     """The settings that the run started with, changed by those given now."""
     from tune_app.run.flags import parse_search_args
 
-    before = parse_search_args(["--resume", str(given["resume"])])
+    arguments = ["--resume", str(given["resume"])]
     if space != "default":
         given = {**given, "space": space_name(space, folder)}
+        arguments += ["--space", given["space"]]
+    before = parse_search_args(arguments)
     now = config_of(given)
     return replace(before, **{name: getattr(now, name) for name in given})
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tune_app.run.own_code import code_named, is_own, not_own
+from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import (
     SETTINGS,
     ConfigError,
@@ -128,6 +130,9 @@ def parse_search_args(argv: Sequence[str] | None = None) -> SearchConfig:
             messages += mistakes
             one_call = settings_with(Role.ONE_CALL)
             values = {k: v for k, v in begun.items() if k not in one_call} | values
+            code = code_named(str(values.get("space", "")))
+            if code is not None and "space" not in flags and not is_own(RunDir(folder), code):
+                messages.append(not_own("--resume", code))
         values["out"] = folder
     if messages:
         raise ConfigError(messages)

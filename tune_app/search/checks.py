@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from tune_app.models.checks import check_checkpoint, was_checked
 from tune_app.models.folder import model_folder, positions
 from tune_app.run.config_checks import check_search_config
+from tune_app.run.own_code import code_named, is_own, not_own
 from tune_app.run.run_dir import RunDir
 from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, settings_with
@@ -21,6 +22,7 @@ from tune_app.search.warm_start import check_warm_start
 from tune_app.serve.checks import check_petals
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
+from tune_app.study.python_space import code_recorded
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space, shipped_spaces
 from tune_app.tasks.known import check_task
@@ -90,12 +92,21 @@ def _load_space(config: SearchConfig) -> SearchSpace:
     """
     if config.resume is not None and config.space in shipped_spaces():
         run = RunDir(config.resume)
+        _check_code(config, run)
         if (
             run.space_yaml.is_file()
             and SearchConfig.from_yaml(run.search_yaml).space == config.space
         ):
             return replace(load_space(str(run.space_yaml)), name=config.space)
     return load_space(config.space)
+
+
+def _check_code(config: SearchConfig, run: RunDir) -> None:
+    """Raises ConfigError if the run's copy of its space names other code than the config, which
+    this user has not named for the run before."""
+    code = code_recorded(run.space_yaml)
+    if code is not None and code != code_named(config.space) and not is_own(run, code):
+        raise ConfigError(not_own("--space", code))
 
 
 def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> list[str]:
@@ -116,7 +127,11 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
             f"--objective: must stay as the run started; it started with {before.objective}, got "
             f"{config.objective}. Start a new run with another --out."
         )
-    old_space = load_space(str(run.space_yaml)).within(before)
+    try:
+        _check_code(config, run)
+        old_space = load_space(str(run.space_yaml)).within(before)
+    except ConfigError as error:
+        return error.messages
     messages += [f"--space: {change}." for change in old_space.difference(space)]
     if config.allow_changed_space:
         return population + [

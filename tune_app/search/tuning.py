@@ -9,6 +9,7 @@ from tune_app.report.results import load
 from tune_app.report.write import refreshed_in_background
 from tune_app.run.event_log import EventLog
 from tune_app.run.events import SearchEnded, SearchResumed, SearchStarted
+from tune_app.run.own_code import sign
 from tune_app.run.run_dir import RunDir
 from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
@@ -24,6 +25,7 @@ from tune_app.search.trial_job import TrialJob, confirmation_number
 from tune_app.search.warm_start import take_over
 from tune_app.study.prior import from_json, with_priors
 from tune_app.study.pruners import build_pruner
+from tune_app.study.python_space import code_recorded
 from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.storage import missing_events, open_study, requeue_unfinished, study_name
@@ -45,6 +47,8 @@ def whole_search(
     check_same_data(config, run, executor.data.fingerprint)
     run.write_atomic(run.space_yaml, space.text)
     run.write_atomic(run.search_yaml, config.to_yaml())
+    if (code := code_recorded(run.space_yaml)) is not None:
+        sign(run, code)
     view.introduce(executor)
     if judged_otherwise(run):
         view.say(

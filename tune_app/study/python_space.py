@@ -23,7 +23,7 @@ import yaml
 
 from tune_app.run.paths import user_path
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.typed import ConfigError
+from tune_app.run.typed import ConfigError, read_yaml
 from tune_app.study.space import Parameter, SearchSpace, quiet_optuna
 
 _PROBES = 64  # random points at which a function is tried; rarer parameters go unnoticed
@@ -71,6 +71,14 @@ def load_python_space(source: str, function: str) -> SearchSpace:
         python_sha256=digest,
     )
     return replace(space, parameters=_probe(space, where))
+
+
+def code_recorded(path: Path) -> str | None:
+    """The code that a run's space.yaml names, if it is there and names any; loads none."""
+    if not path.is_file():
+        return None
+    _, content = read_yaml(path)
+    return str(content["python"]) if "python" in content else None
 
 
 def load_recorded_python_space(path: Path, content: Mapping[str, Any]) -> SearchSpace:

@@ -33,6 +33,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from tune_app.run.own_code import code_named
 from tune_app.run.paths import user_path
 from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.run.typed import ConfigError, convert_fields, did_you_mean, one_of, read_yaml
@@ -63,9 +64,9 @@ def load_space(name_or_path: str) -> SearchSpace:
     Raises:
         ConfigError: all mistakes in it, each with the file and the key.
     """
-    head, _, function = name_or_path.partition(":")
-    if head.endswith(".py") or function:
-        return load_python_space(head, function or "space")
+    if (code := code_named(name_or_path)) is not None:
+        source, _, function = code.rpartition(":")
+        return load_python_space(source, function)
     path = user_path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         shipped = shipped_spaces()
