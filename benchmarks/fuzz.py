@@ -266,7 +266,8 @@ def _export(run: Path) -> int:
 
 
 def _resume(run: Path) -> int:
-    return search.main(["--resume", str(run), "--trials=4", "--confirm=0", "--quiet"])
+    here = ["--executor=in-process", "--backbone=local"]  # settings that are lost would start more
+    return search.main(["--resume", str(run), "--trials=4", "--confirm=0", "--quiet", *here])
 
 
 def _or_2(work: Callable[[], Any]) -> int:
@@ -336,6 +337,8 @@ _started: list[str] = []
 
 
 def _listen(event: str, args: tuple[Any, ...]) -> None:
+    if args[:1] == ("git",):  # wandb asks it where it is
+        return
     if event == "subprocess.Popen" or event in _STARTS:
         _started.append(f"{event} {args[:2]}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -44,6 +46,14 @@ def test_all_that_is_known_is_told(given: list[str], capsys: pytest.CaptureFixtu
     out = next(word for word in given if word.startswith("--out=")).removeprefix("--out=")
     assert f"Results would be written to {out}" in said
     assert not Path(out).exists()
+
+
+def test_the_estimate_counts_the_rows_that_evaluations_take() -> None:
+    config = parse_search_args(["--steps", "60", "--scheduler", "asha"])
+    data: Any = SimpleNamespace(judged=range(128), glimpse=16)
+    assert estimate._evaluated_rows(config, data) == 2 * 128 + 3 * 16
+    data.glimpse = None
+    assert estimate._evaluated_rows(config, data) == 5 * 128
 
 
 def test_the_estimate_grows_with_the_work_and_is_left_out_where_it_costs(

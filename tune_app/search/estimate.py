@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tune_app.run.search_config import SearchConfig
-from tune_app.run.trial_report import evaluation_steps
+from tune_app.run.trial_report import deciding_steps, evaluation_steps
 from tune_app.search.concurrency import trials_at_once
 from tune_app.serve.connection import Connection
 
@@ -62,7 +62,8 @@ def estimate(config: SearchConfig, model: Path, data: TaskData) -> Estimate | No
     )
     train_s = _seconds(lambda: network(training).backward()) / rows  # of a row
     judge_s = _seconds(lambda: network.evaluate(judged))
-    test_s = judge_s / len(data.judged) * len(data.test)
+    row_s = judge_s / len(data.judged)
+    test_s = row_s * len(data.test)
     trained_s = config.steps * config.batch_size * train_s
     device = str(backbone.device)
     memory = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _memory()
@@ -70,9 +71,18 @@ def estimate(config: SearchConfig, model: Path, data: TaskData) -> Estimate | No
     return Estimate(
         device=device,
         at_once=at_once,
-        trial_s=trained_s + len(evaluation_steps(config.steps)) * judge_s,
+        trial_s=trained_s + _evaluated_rows(config, data) * row_s,
         run_s=trained_s + judge_s + test_s,
         memory=memory,
+    )
+
+
+def _evaluated_rows(config: SearchConfig, data: TaskData) -> int:
+    """Of all evaluations of a trial; those that decide nothing take few."""
+    deciding = deciding_steps(config.scheduler, config.steps)
+    return sum(
+        data.glimpse if data.glimpse is not None and step not in deciding else len(data.judged)
+        for step in evaluation_steps(config.steps)
     )
 
 
