@@ -173,6 +173,16 @@ def test_the_command_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_in_process_trains_on_the_revision(hub: Hub, tmp_path: Path) -> None:
+    short = "--backbone local --executor in-process --trials 1 --steps 1 --confirm 0 --quiet"
+    command = f"tune_app.search {short} --model {NAME} --revision v1 --out {tmp_path / 'run'}"
+    done = typed(command, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert any(hub.commit(NAME, "v1") in request for request in hub.requests)
+    assert not any(hub.commit(NAME, "main") in request for request in hub.requests)
+
+
+@pytest.mark.slow
 def test_serve_takes_a_hub_name(hub: Hub, tmp_path: Path) -> None:
     """With blocks that the fetched model does not have, so that no server is started."""
     done = typed(f"tune_app.serve {NAME} --blocks 90:95 --revision v1", hub, tmp_path)

@@ -168,7 +168,7 @@ def test_mistakes_are_found_before_anything_starts(runs, space, tmp_path) -> Non
     given = (tmp_path / "nowhere", started.path, tmp_path / "mine", runs[0])
     messages = check_warm_start(config_of([*given], out=tmp_path / "mine"), space)
     assert len(messages) == 3
-    assert "nowhere' holds no run" in messages[0]
+    assert "nowhere' is not a run's folder" in messages[0]
     assert "no trial of" in messages[1]
     assert "mine' is this run itself" in messages[2]
     other = space_of(tmp_path, {"eps": {"space": "loguniform", "lower": 1e-9, "upper": 1e-7}})
@@ -177,5 +177,5 @@ def test_mistakes_are_found_before_anything_starts(runs, space, tmp_path) -> Non
     (message,) = check_warm_start(config_of(runs, resume=runs[0].parent / "c"), space)
     assert "is for the beginning of a search" in message
     assert check_warm_start(config_of(runs), space) == []
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="is not a run's folder"):
         take_over(replace(config_of(runs), warm_start=(tmp_path,)), space)

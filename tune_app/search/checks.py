@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import sys
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from tune_app.run.run_state import RunState
 from tune_app.run.search_config import ConfigError, SearchConfig, settings_with
 from tune_app.run.settings import Role
 from tune_app.search.warm_start import check_warm_start
-from tune_app.serve.checks import check_petals
+from tune_app.serve.checks import ANSWER_S, answers, check_petals
 from tune_app.serve.connection import request_tokens
 from tune_app.study.explore import check_population
 from tune_app.study.python_space import code_recorded
@@ -27,8 +26,6 @@ from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space, shipped_spaces
 from tune_app.tasks.known import check_task
 from tune_app.tasks.stdlib_text import SPLITS
-
-_PEER_TIMEOUT_S = 5.0
 
 
 def check_everything(config: SearchConfig, *, needs_data: bool = True) -> SearchSpace:
@@ -218,15 +215,10 @@ def _longest_prompt(config: SearchConfig, space: SearchSpace) -> int:
 
 def _check_peers(config: SearchConfig) -> list[str]:
     """Whether any of the peers accepts connections; hivemind itself would wait for a minute."""
-    for peer in config.peers:
-        parts = peer.split("/")
-        try:
-            with socket.create_connection((parts[2], int(parts[4])), timeout=_PEER_TIMEOUT_S):
-                return []
-        except OSError:
-            continue
+    if any(map(answers, config.peers)):
+        return []
     return [
-        f"--peers: no answer within {_PEER_TIMEOUT_S:g} s from {', '.join(config.peers)}; is the "
+        f"--peers: no answer within {ANSWER_S:g} s from {', '.join(config.peers)}; is the "
         "swarm running, and the port reachable from here?"
     ]
 

@@ -132,7 +132,7 @@ def in_process(config: SearchConfig, *, progress: Callable[[str], None]) -> Iter
     """
     from tune_app.backbones.protocol import BackboneUnavailable
 
-    model = model_folder(config.model)
+    model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())  # the host turns them off
         stack.enter_context(_torch_as_before())

@@ -28,7 +28,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.study.prior import fitted, to_json
 from tune_app.study.space import SearchSpace
 
-# Of a search's trials, one in so many repeats a config of an earlier run.
+# One in this many trials of a search repeats a config of an earlier run.
 _ONE_IN = 8
 _RANKED = (Status.FINISHED, Status.STOPPED, Status.DIVERGED)
 _IN_STEPS = ("warmup_steps", "num_decay_steps", "timescale")
@@ -49,10 +49,12 @@ class EarlierRun:
 
     @classmethod
     def read(cls, path: Path) -> EarlierRun:
-        """Raises ConfigError where there is no run, or none of its trials has finished."""
+        """Raises ConfigError if there is no run, or if none of its trials has finished."""
         run = RunDir(path)
         if not run.events_jsonl.is_file():
-            raise ConfigError(f"--warm-start: {str(path)!r} holds no run (no events.jsonl).")
+            raise ConfigError(
+                f"--warm-start: {str(path)!r} is not a run's folder (no events.jsonl)."
+            )
         results = load(run)
         if results.finished.empty:
             raise ConfigError(
@@ -107,7 +109,7 @@ def check_warm_start(config: SearchConfig, space: SearchSpace) -> list[str]:
 
 
 def take_over(config: SearchConfig, space: SearchSpace) -> WarmStarted:
-    """What the search takes over. Raises ConfigError where a run is gone since it was checked."""
+    """What the search takes over. Raises ConfigError if a run has gone since it was checked."""
     runs = [EarlierRun.read(path) for path in dict.fromkeys(config.warm_start)]
     return learned(runs, space, config.base_trial(), config.trials)
 

@@ -15,8 +15,10 @@ from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
-_MADDR = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/(?P<host>[^/]+)/tcp/(?P<port>\d+)/p2p/\w+")
-_ANSWER_S = 5.0
+_MADDR = re.compile(
+    r"/(?:ip4|ip6|dns|dns4|dns6)/(?P<host>[^/]+)/tcp/(?P<port>\d+)(?:/[^/]+)*/p2p/\w+"
+)
+ANSWER_S = 5.0
 # Without its own requirements, which conflict with all others (requirements.txt).
 INSTALL_PETALS = "pip install --no-deps petals==2.2.0.post1"
 
