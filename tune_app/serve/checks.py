@@ -119,7 +119,7 @@ def _check_join(join: Sequence[str], mistakes: list[str]) -> None:
             mistakes.append(f"no answer from {maddr}: is that server running?")
 
 
-def answers(maddr: str, within_s: float = _ANSWER_S) -> bool:
+def answers(maddr: str, within_s: float = ANSWER_S) -> bool:
     """Whether this address of a server accepts connections."""
     where = _MADDR.match(maddr)
     if where is None:
