@@ -13,7 +13,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.run.trial_config import CHANGEABLE
 from tune_app.search.checks import check_everything
 from tune_app.study.explore import check_population, explore
-from tune_app.study.space import contains
+from tune_app.study.parameter import contains
 from tune_app.study.yaml_space import load_space
 
 

@@ -30,6 +30,7 @@ from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
 from tune_app.study.yaml_space import load_space
 from tune_app.tasks.classification import CLASSIFICATION
+from tune_app.tasks.known import TASKS, check_init
 from tune_app.tasks.loading import load_task_data
 from tune_app.tasks.start_tokens import MOST_FREQUENT, StartTokens, start_tokens
 from tune_app.train import cli as train
@@ -283,8 +284,17 @@ def test_a_start_that_the_search_does_not_have_is_refused(tmp_path, init, more, 
 def test_a_prior_is_of_the_starts_that_are_left(tmp_path):
     init = "{space: choice, categories: [normal], where_possible: [text], prior: {text: 1}}"
     file = space_file(tmp_path, init)
-    assert load_space(file).within(SearchConfig()).parameters[1].prior is None
-    assert load_space(file).within(SearchConfig(init_text="x")).parameters[1].prior is not None
+    space = load_space(file)
+    without = space.within(partial(check_init, SearchConfig()))
+    assert without.parameters[1].prior is None
+    with_text = space.within(partial(check_init, SearchConfig(init_text="x")))
+    assert with_text.parameters[1].prior is not None
+
+
+def test_labels_can_begin_the_prompts_of_every_task_with_classes(monkeypatch):
+    monkeypatch.setitem(TASKS, "stars", replace(CLASSIFICATION, name="stars"))
+    assert check_init(SearchConfig(task="stars"), "labels") is None
+    assert "--task regression has none" in check_init(SearchConfig(task="regression"), "labels")
 
 
 def test_where_possible_is_for_init_alone(tmp_path):

@@ -7,11 +7,10 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import get_args
 
 from tune_app.run.paths import user_path
 from tune_app.run.search_config import MOST_CONFIRM_SEEDS, SETTINGS, SearchConfig
-from tune_app.run.trial_config import Init, TrialConfig
+from tune_app.run.trial_config import TrialConfig
 from tune_app.run.typed import ConfigError, did_you_mean, one_of
 
 
@@ -175,6 +174,4 @@ def _check_trial(config: SearchConfig) -> list[str]:
         messages = error.messages
     else:
         messages = trial.check()
-        if trial.init in get_args(Init) and (message := config.check_init(trial.init)):
-            messages.append(message)
     return [f"trial: {message}" for message in messages]

@@ -321,21 +321,6 @@ class SearchConfig:
         value of every parameter outside the search space."""
         return TrialConfig(**{name: getattr(self, name) for name in settings_with(Role.TRIAL)})
 
-    def inits(self) -> tuple[str, ...]:
-        """The values of TrialConfig.init that are possible in this search."""
-        labels = ("labels",) if self.task == "classification" else ()
-        return ("normal", "vocab", *labels, *(("text",) if self.init_text else ()))
-
-    def check_init(self, init: str) -> str | None:
-        """Why this search cannot use that init; None if it can."""
-        if init in self.inits():
-            return None
-        reason = {
-            "text": "needs --init-text, the words to start from",
-            "labels": f"needs class names, and --task {self.task} has none",
-        }
-        return f"init: {init!r} {reason[init]}; possible here are {', '.join(self.inits())}."
-
     def anchored(self) -> SearchConfig:
         """The same config with absolute paths for local files, so that it is valid in any working
         directory; names and URLs stay."""

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -24,7 +25,7 @@ from tune_app.study.explore import check_population
 from tune_app.study.python_space import code_recorded
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space, shipped_spaces
-from tune_app.tasks.known import check_task
+from tune_app.tasks.known import check_init, check_task
 from tune_app.tasks.stdlib_text import SPLITS
 
 
@@ -40,7 +41,7 @@ def check_everything(config: SearchConfig, *, needs_data: bool = True) -> Search
     messages += _check_device(config)
     space = None
     try:
-        space = _load_space(config).within(config)
+        space = _load_space(config).within(partial(check_init, config))
     except ConfigError as error:
         messages += error.messages
     if not any(message.startswith("--model") for message in messages):
@@ -126,7 +127,7 @@ def _check_resumed(config: SearchConfig, space: SearchSpace, run: RunDir) -> lis
         )
     try:
         _check_code(config, run)
-        old_space = load_space(str(run.space_yaml)).within(before)
+        old_space = load_space(str(run.space_yaml)).within(partial(check_init, before))
     except ConfigError as error:
         return error.messages
     messages += [f"--space: {change}." for change in old_space.difference(space)]

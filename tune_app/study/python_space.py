@@ -24,7 +24,8 @@ import yaml
 from tune_app.run.paths import user_path
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.typed import ConfigError, read_yaml
-from tune_app.study.space import Parameter, SearchSpace, quiet_optuna
+from tune_app.study.parameter import Parameter
+from tune_app.study.space import SearchSpace, quiet_optuna
 
 _PROBES = 64  # random points at which a function is tried; rarer parameters go unnoticed
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
     IntDistribution,
 )
 
-from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.run.search_config import ConfigError
 from tune_app.run.trial_config import TrialConfig
+from tune_app.study.parameter import Parameter, contains
 
 if TYPE_CHECKING:
     from tune_app.study.prior import Prior
@@ -31,83 +31,6 @@ if TYPE_CHECKING:
 # Fields that concern how a trial is run, not its optimizer and schedule. A space's `fixed` values
 # for them apply to the documented default too, so that the comparison is fair.
 RUN_FIELDS = ("tuning_mode", "prompt_length", "batch_size", "steps", "seed")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One searched field of TrialConfig, and the conditions on other parameters."""
-
-    name: str
-    space: str  # Ray's name, "loguniform" for instance; "python" in a Python space
-    distribution: BaseDistribution
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    prior: Prior | None = None
-    where_possible: tuple[str, ...] = ()  # choices of init that not every search can use
-
-    def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether the parameter exists, given these values of its parents.
-
-        A parent that is itself inactive has no value, so its children are inactive too.
-        """
-        return all(
-            parent in values and values[parent] in allowed for parent, allowed in self.when.items()
-        )
-
-    def without(self, choices: Collection[Any]) -> Parameter:
-        """The parameter without these choices."""
-        from tune_app.study.prior import ChoicePrior
-
-        assert isinstance(self.distribution, CategoricalDistribution)
-        kept = [choice for choice in self.distribution.choices if choice not in choices]
-        prior = self.prior
-        if isinstance(prior, ChoicePrior):
-            weights = {c: weight for c, weight in prior.weights.items() if c in kept}
-            prior = ChoicePrior(weights) if any(weights.values()) else None
-        return replace(self, distribution=CategoricalDistribution(kept), prior=prior)
-
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
-        """Asks the Optuna trial for a value."""
-        d = self.distribution
-        if isinstance(d, FloatDistribution):
-            return trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
-        if isinstance(d, IntDistribution):
-            return trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
-        assert isinstance(d, CategoricalDistribution)
-        return trial.suggest_categorical(self.name, d.choices)
-
-    def range(self) -> str:
-        """The values in words; bounds are inclusive here, unlike in the file."""
-        d = self.distribution
-        if isinstance(d, CategoricalDistribution):
-            return ", ".join("none" if choice is None else str(choice) for choice in d.choices)
-        assert isinstance(d, FloatDistribution | IntDistribution)
-        step = f", step {d.step:g}" if d.step is not None and d.step != 1 else ""
-        return f"{d.low:g} to {d.high:g}{step}"
-
-    def condition(self) -> str:
-        """The condition in words, "" if there is none."""
-        return " and ".join(
-            f"{parent} is {' or '.join(map(str, allowed))}" for parent, allowed in self.when.items()
-        )
-
-    def __str__(self) -> str:
-        condition = self.condition()
-        return f"{self.space} {self.range()}" + (f" when {condition}" if condition else "")
-
-
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether Optuna could have suggested the value."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if not isinstance(value, int | float) or not distribution.low <= value <= distribution.high:
-        return False
-    if isinstance(distribution, IntDistribution) and not float(value).is_integer():
-        return False
-    if distribution.step is None:
-        return True
-    count = (value - distribution.low) / distribution.step
-    return abs(count - round(count)) < 1e-8
 
 
 @dataclass(frozen=True)
@@ -178,10 +101,11 @@ class SearchSpace:
                 values[parameter.name] = parameter.suggest(trial)
         return None
 
-    def within(self, config: SearchConfig) -> SearchSpace:
+    def within(self, check_init: Callable[[str], str | None]) -> SearchSpace:
         """The space without the values of `init` that are listed under `where_possible` and that
         the search cannot use.
 
+        check_init: why the search cannot use a value; None if it can
         Raises ConfigError if the space requires such a value.
         """
         asked = [("fixed", self.fixed.get("init"))]
@@ -195,12 +119,14 @@ class SearchSpace:
                     for choice in distribution.choices
                     if choice not in parameter.where_possible
                 ]
-                parameter = parameter.without(set(parameter.where_possible) - set(config.inits()))
+                parameter = parameter.without(
+                    {init for init in parameter.where_possible if check_init(init) is not None}
+                )
             parameters.append(parameter)
         messages = [
             f"--space: {self.name}: {where}.{message}"
             for where, init in asked
-            if init is not None and (message := config.check_init(init))
+            if init is not None and (message := check_init(init))
         ]
         if messages:
             raise ConfigError(messages)

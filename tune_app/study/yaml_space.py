@@ -37,9 +37,10 @@ from tune_app.run.own_code import code_named
 from tune_app.run.paths import user_path
 from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.run.typed import ConfigError, convert_fields, did_you_mean, one_of, read_yaml
+from tune_app.study.parameter import Parameter, contains
 from tune_app.study.prior import parse_prior
 from tune_app.study.python_space import load_python_space, load_recorded_python_space
-from tune_app.study.space import FirstTrial, Parameter, SearchSpace, contains
+from tune_app.study.space import FirstTrial, SearchSpace
 
 __all__ = ["FirstTrial", "Parameter", "SearchSpace", "load_space", "shipped_spaces"]
 

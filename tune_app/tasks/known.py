@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from tune_app.run.search_config import ConfigError, SearchConfig, one_of
+from tune_app.run.trial_config import Init
 from tune_app.tasks.base import Task
 from tune_app.tasks.causal_lm import CAUSAL_LM
 from tune_app.tasks.classification import CLASSIFICATION
@@ -44,4 +47,21 @@ def check_task(config: SearchConfig, *, needs_data: bool = True) -> list[str]:
             f"--objective: --task {task.name} can optimise {' or '.join(task.objectives)}, "
             f"got {config.objective!r}."
         )
+    init = str((config.trial or {}).get("init"))
+    if init in get_args(Init) and (message := check_init(config, init)):
+        messages.append(f"trial: {message}")
     return messages
+
+
+def check_init(config: SearchConfig, init: str) -> str | None:
+    """Why the search cannot use that TrialConfig.init; None if it can."""
+    task = TASKS.get(config.task)
+    labels = ("labels",) if task is not None and task.labels == "classes" else ()
+    possible = ("normal", "vocab", *labels, *(("text",) if config.init_text else ()))
+    if init in possible:
+        return None
+    reason = {
+        "text": "needs --init-text, the words to start from",
+        "labels": f"needs class names, and --task {config.task} has none",
+    }
+    return f"init: {init!r} {reason[init]}; possible here are {', '.join(possible)}."
