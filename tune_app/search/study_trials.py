@@ -165,3 +165,4 @@ class StudyTrials:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, last.objective)
+        del self._trials[number], self._configs[number]  # a search may have very many

@@ -46,7 +46,7 @@ class StudySearcher(Searcher):
     ) -> None:
         if error:
             self._wait_if_ray_died()
-        self._trials.end(self._numbers[trial_id], report_of(result), failed=error)
+        self._trials.end(self._numbers.pop(trial_id), report_of(result), failed=error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it beside the trials, and the study's address may have a password
