@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,44 @@ def test_no_file_brings_a_command_down(name: str, base: Base) -> None:
     fuzz(base, [name], QUICK[name], 0, lambda *said: found.append(" ".join(map(str, said))))
 
     assert not found, found[0]
+
+
+def with_values(content: bytes, **values: Any) -> bytes:
+    return json.dumps(json.loads(content) | values).encode()
+
+
+def of_a_model(content: bytes, name: Any) -> bytes:
+    return with_values(content, model=json.loads(content)["model"] | {"name": name})
+
+
+DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "pages of the study are lost": ("study", lambda old: old[: 8 * 4096] + bytes(len(old))),
+    "a setting of another kind": ("settings", lambda old: old + b"\nmlflow: 1\n"),
+    "half a character": (
+        "settings",
+        lambda old: old.replace(b"mlflow: null", b'mlflow: "\\ud800"'),
+    ),
+    "a model without a name": ("prompts", lambda old: of_a_model(old, [1])),
+    "a name too long for a path": ("prompts", lambda old: of_a_model(old, "x" * 5000)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_that_brought_a_command_down(damage: str, base: Base, tmp_path: Path) -> None:
+    name, change = DAMAGED[damage]
+
+    class Change(Changes):
+        def _bytes_or(self, content: bytes, *_: object) -> bytes:
+            changed = change(content)
+            assert changed != content
+            return changed
+
+        def pickle(self, content: bytes) -> bytes:
+            return self._bytes_or(content)
+
+    changes = Change(base, random.Random(0))
+
+    assert one_case(base, TARGETS[name], tmp_path / "case", changes) is None
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,20 @@ class RecordsTrials(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self._recorder.ended(job_of(trial.config), report_of(trial.last_result))
+        _forget_metrics(trial)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self._recorder.failed(job_of(trial.config), _reason(trial)[0])
+        _forget_metrics(trial)
+
+
+def _forget_metrics(trial: Trial) -> None:
+    """Drops Tune's statistics of a trial that has ended, 40 KB where each report has 20 numbers:
+    Tune keeps all trials until the search ends. The events have the reports."""
+    trial.metric_n_steps.clear()
+    trial.metric_analysis.clear()
 
 
 def _reason(trial: Trial) -> tuple[str, bool]:
