@@ -18,12 +18,15 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from benchmarks.sample_efficiency import StubTrial
+from tune_app.run.event_log import EventLog
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_steps
 from tune_app.search.ray_tune import cluster, executor, internals
+from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
+from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Stage
 from tune_app.search.trial_job import JOB, TrialJob, job_of
 from tune_app.serve.connection import Connection
@@ -86,6 +89,17 @@ def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> Non
 
 def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
     assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
+
+
+def test_tunes_statistics_of_a_trial_go_with_its_end(tmp_path: Path) -> None:
+    trial = ray.tune.experiment.Trial("any", config={JOB: job(0)}, stub=True)
+    trial.update_last_result({OBJECTIVE: 1.0, "training_iteration": 1})
+    assert trial.metric_n_steps
+    recorder = Recorder(EventLog(RunDir(tmp_path)), lambda: False)
+
+    RecordsTrials(recorder, lambda: None).on_trial_complete(1, [trial], trial)
+
+    assert trial.metric_n_steps == trial.metric_analysis == {}
 
 
 class Seen(Callback):
