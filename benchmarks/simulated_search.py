@@ -108,8 +108,8 @@ class Tool(Protocol):
 class Study:
     """Optuna's samplers with Ray Tune's trial schedulers, as tune_app has them.
 
-    The documented default, which lies outside of these spaces, is no trial of the study: GP learns
-    nothing beside a trial without parameters.
+    The documented default, which lies outside of these spaces, is no trial of the study: with a
+    trial without parameters in it, GP learns nothing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which weights a run hands over, and what stands beside them."""
+"""Which weights a run exports, and what is saved with them."""
 
 from __future__ import annotations
 

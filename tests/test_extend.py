@@ -1,4 +1,4 @@
-"""Runs that go on after their end, or beside each other: what is the same, and what is refused."""
+"""Runs that are extended after their end, or share a storage: what stays, and what is refused."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
 
 
 @pytest.mark.swarm
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes beside the client")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes while the client does")
 def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
     from tune_app.backbones.swarm import SwarmBackbone
 

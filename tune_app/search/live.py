@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tune_app.search.executor import Executor
 
 _REFRESHES_PER_S = 4
-_LABEL_WIDTH = 7  # of the two tables that stand on each other
+_LABEL_WIDTH = 7  # of the two tables, one above the other
 _COLOURS = {
     Status.FINISHED: "green",
     Status.STOPPED: "yellow",

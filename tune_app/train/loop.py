@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -114,26 +114,43 @@ class TrainingRun:
                 if isinstance(self.scheduler, ReduceLROnPlateau) and not diverged:
                     self.scheduler.step(evaluation.loss)
                 self.seconds = time.monotonic() - began
-                metrics = self.model.usage.flat() | evaluation.metric
-                if deciding is not None:
-                    metrics["eval_rows"] = sum(len(batch.lengths_B) for batch in rows)
-                    metrics["glimpse_loss"] = evaluation.first_loss
-                cost = self._cost(evaluation, diverged)
-                self.last_report = Report(
-                    step=self.step,
+                self.last_report = self._report(
+                    evaluation,
                     train_loss=sum(losses) / len(losses),
-                    eval_loss=evaluation.loss,
-                    objective=cost,
                     learning_rate=learning_rate,
-                    tokens=self.tokens,
-                    seconds=self.seconds,
                     diverged=diverged,
-                    metrics=metrics,
+                    glimpsed=None if deciding is None else rows,
                 )
                 report(self.last_report)
                 losses = []
             if diverged:
                 return
+
+    def _report(
+        self,
+        evaluation: Evaluation,
+        *,
+        train_loss: float,
+        learning_rate: float,
+        diverged: bool,
+        glimpsed: Sequence[Batch] | None,
+    ) -> Report:
+        """glimpsed: the evaluated rows, in a run whose evaluations are not all on the same ones."""
+        metrics = self.model.usage.flat() | evaluation.metric
+        if glimpsed is not None:
+            metrics["eval_rows"] = sum(len(batch.lengths_B) for batch in glimpsed)
+            metrics["glimpse_loss"] = evaluation.first_loss
+        return Report(
+            step=self.step,
+            train_loss=train_loss,
+            eval_loss=evaluation.loss,
+            objective=self._cost(evaluation, diverged),
+            learning_rate=learning_rate,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            diverged=diverged,
+            metrics=metrics,
+        )
 
     def _begin_phase(self, step: int) -> None:
         """Applies the config's changes after this step, if there are any."""

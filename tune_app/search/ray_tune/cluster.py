@@ -59,7 +59,8 @@ class Cluster:
     hosts: actor handles
     tokens_in_flight: padded tokens that all hosts together compute concurrently
     dashboard: URL, or ""
-    wait_if_ray_died: returns only where the Ray that was started here is alive
+    wait_if_ray_died: returns immediately while the Ray that was started here is alive, and never
+        once it has died
     """
 
     hosts: list[Any]
@@ -93,11 +94,10 @@ def open_cluster(
     say: Callable[[str], None],
     ray_died: Callable[[], None],
 ) -> Iterator[Cluster]:
-    """A ready Cluster. Raises ConfigError where the user's model, data or swarm is not usable.
+    """A ready Cluster. Raises ConfigError if the user's model, data or swarm cannot be used.
 
-    say: is told, from a thread, when a server of the private swarm has ended or serves again
-    ray_died: called from a thread where the Ray that was started here loses one of its own
-    processes. It has to leave: whatever asks Ray for anything waits for minutes, or for ever.
+    say: called, from a thread, when a server of the private swarm has ended or serves again
+    ray_died: see `open_executor`
     """
     model = model_folder(config.model, config.revision)
     with ExitStack() as stack:
@@ -141,8 +141,8 @@ def _usage_error(error: Exception) -> Exception:
 
 @contextmanager
 def _ray(config: SearchConfig) -> Iterator[str]:
-    """Ray, started here on loopback or joined at --address; yields the dashboard's URL. One that
-    this process is connected to already is used, and left as it is."""
+    """Ray, started here on loopback or joined at --address; yields the dashboard's URL. If this
+    process is already connected to a Ray, that one is used and left as it is."""
     check_ray()
     if ray.is_initialized():
         yield ""
@@ -198,8 +198,8 @@ def _deaf_to_hang_ups() -> Iterator[None]:
 
 @contextmanager
 def _watched_ray(died: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Yields what does not return where Ray has died: `died` is to end the search, before a trial
-    is blamed for it."""
+    """Yields a function that blocks once Ray has died, so that no trial is blamed for it before
+    `died` ends the search."""
     (dead, kill), over, ending = ray_processes(), threading.Event(), threading.Event()
 
     def has_died() -> bool:

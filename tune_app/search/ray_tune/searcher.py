@@ -49,7 +49,7 @@ class StudySearcher(Searcher):
         self._trials.end(self._numbers.pop(trial_id), report_of(result), failed=error)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it beside the trials, and the study's address may have a password
+        return {}  # Tune pickles it with the trials, and the study's URL may have a password
 
     def save(self, checkpoint_path: str) -> None:
         """Tune saves searchers for its own `Tuner.restore`; here the study is what is saved."""
