@@ -159,6 +159,7 @@ class Bench:
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+        self.known.add(run)
         print(
             " ".join(
                 f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
