@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
@@ -158,12 +157,5 @@ class _TensorBoard(TBXLoggerCallback):
             super().__init__()
 
     def log_trial_start(self, trial: Trial) -> None:
-        from tensorboardX import writer as writers  # type: ignore[import-untyped]
-
         trial.evaluated_params = job_of(trial.config).hyperparameters()
-        # tensorboardX would keep every writer until this process ends, to close it once more.
-        kept, writers.atexit = writers.atexit, SimpleNamespace(register=lambda close: None)
-        try:
-            super().log_trial_start(trial)
-        finally:
-            writers.atexit = kept
+        super().log_trial_start(trial)
