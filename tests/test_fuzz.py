@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fuzz import TARGETS, Base, Changes, fuzz, make_base, one_case
+from benchmarks.damage import Changes
+from benchmarks.fuzz import TARGETS, Base, fuzz, make_base, one_case
 
 QUICK = {"space": 40, "best": 40, "prompts": 12, "weights": 4, "adapter": 4, "model": 40}
 QUICK |= {"model-config": 40, "events": 3, "settings": 1, "study": 1, "page": 1, "checkpoint": 4}
@@ -105,5 +106,5 @@ def test_what_goes_wrong_is_seen(base: Base, tmp_path: Path) -> None:
     wrong = {"ValueError: torn": raises, "exit code 3": lambda _: 3, "was executed": executes}
     for said, give in wrong.items():
         target = replace(TARGETS["space"], give=give)
-        found = one_case(base, target, tmp_path / "case", Changes(base, random.Random(0)))
+        found = one_case(base, target, tmp_path / "case", Changes(base.canary, random.Random(0)))
         assert said in str(found)
