@@ -26,6 +26,7 @@ from tune_app.backbones.packer import run_alone
 from tune_app.backbones.protocol import Backbone
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import TrialConfig
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 from tune_app.tasks.known import task_named
 from tune_app.train.prompt_model import PromptTunedModel
@@ -80,7 +81,7 @@ def main() -> None:
     del local
     from tune_app.backbones.swarm import SwarmBackbone
 
-    with private_swarm(folder, dtype=options.dtype) as swarm:
+    with private_swarm(ServeConfig(folder, dtype=options.dtype)) as swarm:
         backbone = SwarmBackbone(
             folder, peers=swarm.peers, dht_prefix=swarm.dht_prefix, dtype=options.dtype
         )

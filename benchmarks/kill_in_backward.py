@@ -24,6 +24,7 @@ import torch
 from benchmarks.kill_and_resume import depth, serves
 from tests.tiny_models import write_tiny_model
 from tune_app.backbones.swarm import SwarmBackbone
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.server_process import MOST_STARTS
 from tune_app.serve.supervisor import private_swarm
 
@@ -96,7 +97,7 @@ class Killer:
 def train(folder: Path, kills: int, steps: int, rng: random.Random) -> tuple[list[float], Killer]:
     """The losses of so many steps on a new swarm; a few of them disturbed."""
     said: list[str] = []
-    with private_swarm(folder, replicas=2, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, replicas=2, threads=1)) as swarm:
         swarm.tell_changes(said.append)
         backbone = SwarmBackbone(
             folder, peers=swarm.peers, dht_prefix=swarm.dht_prefix, dtype="float32"

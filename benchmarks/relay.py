@@ -5,7 +5,7 @@
 A Petals server has to announce the relay's port, or clients learn the server's own and go around:
 
     with relay(to=7000, delay_ms=50) as port:
-        with private_swarm(model, port=7000, announce_ports=[port]) as swarm: ...
+        with private_swarm(ServeConfig(model, port=7000, announce_ports=[port])) as swarm: ...
 
 The delay is constant and keeps the order of the bytes; bandwidth is not limited. A connection
 costs its TCP handshake without delay, because the relay answers it itself.

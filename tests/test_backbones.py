@@ -25,6 +25,7 @@ from tests.whole_models import PROMPT, loss_and_gradients
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packing import Part, run_pack
 from tune_app.backbones.protocol import BackboneUnavailable
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 
 # Rows of different lengths, so that there is padding, and one that fills the batch.
@@ -50,7 +51,7 @@ def local(folder):
 
 @pytest.fixture(scope="module")
 def served(folder):
-    with private_swarm(folder, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, threads=1)) as swarm:
         yield swarm
 
 

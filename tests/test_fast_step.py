@@ -14,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import write_tiny_model
-from tune_app.models.parts import Block, load_blocks
-from tune_app.serve.fast_step import Chain
+from tune_app.models.load_parts import load_blocks
+from tune_app.models.parts import Block
+from tune_app.serve.chain import Chain
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import PrivateSwarm, private_swarm
 
 HIDDEN, BLOCKS, PROMPT = 32, 3, 4
@@ -186,10 +188,12 @@ def test_a_client_that_says_nothing_keeps_nothing(backends) -> None:
 def swarms(folder: Path) -> Iterator[dict[str, PrivateSwarm]]:
     """Petals' own server, ours, and a chain with one of each."""
     with (
-        private_swarm(folder, threads=1, stock=True) as stock,
-        private_swarm(folder, threads=1) as ours,
-        private_swarm(folder, threads=1, blocks=(0, 2)) as first,
-        private_swarm(folder, threads=1, blocks=(2, 3), join=first.peers, stock=True) as second,
+        private_swarm(ServeConfig(folder, threads=1, stock=True)) as stock,
+        private_swarm(ServeConfig(folder, threads=1)) as ours,
+        private_swarm(ServeConfig(folder, threads=1, blocks=(0, 2))) as first,
+        private_swarm(
+            ServeConfig(folder, threads=1, blocks=(2, 3), join=first.peers, stock=True)
+        ) as second,
     ):
         yield {"stock": stock, "ours": ours, "chain": SimpleNamespace(
             peers=[*first.peers, *second.peers], dht_prefix=first.dht_prefix

@@ -14,6 +14,7 @@ from benchmarks.relay import free_port
 from tune_app.models.folder import model_folder
 from tune_app.run.run_dir import RunDir
 from tune_app.search.cli import main
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -82,8 +83,9 @@ def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path
 
 @pytest.mark.swarm
 def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Path) -> None:
-    run, serving = tmp_path / "run", {"port": free_port(), "identity": tmp_path / "key"}
-    with private_swarm(model_folder("demo"), **serving) as swarm:
+    run = tmp_path / "run"
+    serving = ServeConfig(model_folder("demo"), port=free_port(), identity=tmp_path / "key")
+    with private_swarm(serving) as swarm:
         given = ["--backbone=swarm", "--trials=3", "--scheduler=none", f"--out={run}"]
         search = Search(*SMALL, *given, "--peers", *swarm.peers)
         assert search.wait_until(lambda: reports(run) >= 2)
@@ -96,7 +98,7 @@ def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Pat
     assert 0 < kinds.count("trial_retried") <= 2 * 3
     assert not set(states(run)) & {"FAIL", "RUNNING", "PRUNED"}
 
-    with private_swarm(model_folder("demo"), **serving):  # its address is the same again
+    with private_swarm(serving):  # its address is the same again
         finish(Search("--backbone=swarm", "--resume", str(run)))
     check_nothing_is_lost(run, 3)
     assert states(run) == ["COMPLETE"] * 3

@@ -19,8 +19,10 @@ from tune_app.apply.logits import next_token_logits
 from tune_app.backbones.local import LocalBackbone, LocalSession
 from tune_app.backbones.packer import run_alone
 from tune_app.backbones.protocol import Backbone
-from tune_app.models.parts import Ends, load_ends
+from tune_app.models.load_parts import load_ends
+from tune_app.models.parts import Ends
 from tune_app.run.trial_config import TrialConfig, TuningMode
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 from tune_app.tasks.known import task_named
 from tune_app.train.prompt_model import PromptTunedModel
@@ -169,7 +171,7 @@ def test_on_a_swarm_of_two_servers(llama: Path, passes: Counter[str]) -> None:
     from tune_app.backbones.swarm import SwarmBackbone
 
     here = local(llama)
-    with private_swarm(llama, servers=2, threads=1) as swarm:
+    with private_swarm(ServeConfig(llama, servers=2, threads=1)) as swarm:
         backbone = SwarmBackbone(
             llama, peers=swarm.peers, dht_prefix=swarm.dht_prefix, dtype="float32"
         )

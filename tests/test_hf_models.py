@@ -36,9 +36,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def peers(folder):
+    from tune_app.serve.serve_config import ServeConfig
     from tune_app.serve.supervisor import private_swarm
 
-    with private_swarm(folder, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, threads=1)) as swarm:
         yield swarm.peers
 
 

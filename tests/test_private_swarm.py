@@ -17,6 +17,7 @@ from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
 from tune_app.run.search_config import ConfigError
 from tune_app.serve.cli import main
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.server_process import ServerSpec
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, dht_prefix_of, private_swarm
 
@@ -67,7 +68,7 @@ def _wait_until(condition, timeout_s: float = 5.0) -> bool:
 @pytest.mark.swarm
 def test_two_servers_give_the_local_models_logits(model, connect):
     said = []
-    with private_swarm(model, servers=2, progress=said.append) as swarm:
+    with private_swarm(ServeConfig(model, servers=2), progress=said.append) as swarm:
         assert [(s.first_block, s.end_block) for s in swarm.servers] == [(0, 1), (1, 2)]
         assert all(peer.startswith("/ip4/127.0.0.1/tcp/") for peer in swarm.peers)
         client, local = connect(swarm), AutoModelForCausalLM.from_pretrained(model)
@@ -86,7 +87,7 @@ def test_relay_slows_a_round_trip_by_twice_its_delay(model, connect):
     port = free_port()
     with (
         relay(to=port, delay_ms=100) as relay_port,
-        private_swarm(model, port=port, announce_ports=[relay_port]) as swarm,
+        private_swarm(ServeConfig(model, port=port, announce_ports=[relay_port])) as swarm,
     ):
         assert f"/tcp/{relay_port}/" in swarm.peers[0]
         client = connect(swarm)
@@ -109,14 +110,14 @@ def test_a_second_pack_is_in_flight_only_where_it_hides_something(model):
         backbone.close()
         return backbone.limits.packs_in_flight
 
-    with private_swarm(model, threads=1) as one_server_here:
+    with private_swarm(ServeConfig(model, threads=1)) as one_server_here:
         assert packs_in_flight(one_server_here) == 1
-    with private_swarm(model, servers=2, threads=1) as chain:
+    with private_swarm(ServeConfig(model, servers=2, threads=1)) as chain:
         assert packs_in_flight(chain) == 2
     port = free_port()
     with (
         relay(to=port, delay_ms=50) as relay_port,
-        private_swarm(model, port=port, announce_ports=[relay_port], threads=1) as far,
+        private_swarm(ServeConfig(model, port=port, announce_ports=[relay_port], threads=1)) as far,
     ):
         assert packs_in_flight(far) == 4
 
@@ -148,7 +149,7 @@ def test_servers_own_message_at_once(model):
     started = time.monotonic()
     with (
         pytest.raises(PrivateSwarmError, match="nosuchdevice"),
-        private_swarm(model, device="nosuchdevice"),
+        private_swarm(ServeConfig(model, device="nosuchdevice")),
     ):
         pass
     assert time.monotonic() - started < 30
@@ -156,7 +157,7 @@ def test_servers_own_message_at_once(model):
 
 @pytest.mark.swarm
 def test_killed_supervisor_is_reported(model):
-    swarm = PrivateSwarm(model)
+    swarm = PrivateSwarm(ServeConfig(model))
     try:
         os.kill(swarm._process.pid, signal.SIGKILL)
         with pytest.raises(PrivateSwarmError, match="processes ended"):
@@ -171,7 +172,7 @@ def test_mistakes_are_told_together(model):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError) as caught:
-            PrivateSwarm(model, servers=3, replicas=0, port=port, dtype="flot32")
+            PrivateSwarm(ServeConfig(model, servers=3, replicas=0, port=port, dtype="flot32"))
     servers, replicas, dtype, in_use = caught.value.messages
     assert "servers must be from 1 to 2" in servers
     assert "replicas must be at least 1" in replicas
@@ -182,10 +183,12 @@ def test_mistakes_are_told_together(model):
 def test_mistakes_about_several_machines_are_told_together(model):
     with pytest.raises(ConfigError) as caught:
         PrivateSwarm(
-            model,
-            blocks=(1, 9),
-            host="192.0.2.1",  # an address of nobody's
-            join=["/ip4/127.0.0.1/tcp/1/p2p/12D3KooW", "127.0.0.1:31337"],
+            ServeConfig(
+                model,
+                blocks=(1, 9),
+                host="192.0.2.1",  # an address of nobody's
+                join=["/ip4/127.0.0.1/tcp/1/p2p/12D3KooW", "127.0.0.1:31337"],
+            )
         )
     blocks, address, silent, malformed = caught.value.messages
     assert blocks == "blocks must be FIRST:END within 0:2 (the model's blocks), got 1:9."
@@ -233,17 +236,18 @@ def test_unusable_model_folder(tmp_path, spoil, message):
     folder = write_tiny_model("llama", tmp_path / "tiny")
     spoil(folder)
     with pytest.raises(ConfigError, match=message):
-        PrivateSwarm(folder)
+        PrivateSwarm(ServeConfig(folder))
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(ConfigError, match="must be a folder"):
-        PrivateSwarm(tmp_path / "nowhere")
+        PrivateSwarm(ServeConfig(tmp_path / "nowhere"))
 
 
 def test_dht_prefix_follows_petals_rule_for_hub_names(tmp_path):
     for name, family, expected in [
         ("Llama-2-7b-hf", "llama", "Llama-2-7b-hf"),
+        ("Llama-3.1-8B", "llama", "Llama-3-1-8B-hf"),
         ("my model.v2", "llama", "my-model-v2-hf"),
         ("falcon-40b", "falcon", "falcon-40b"),
     ]:

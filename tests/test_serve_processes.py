@@ -22,6 +22,7 @@ from tests.tiny_models import write_tiny_model
 from tune_app.serve import supervisor
 from tune_app.serve.asking import BAN_S, MissingBlocksError, Patience, _ranges, what_is_wrong
 from tune_app.serve.reconnecting import Peers, pause_s
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
 # A process with a DHT of hivemind's, opened by a thread that is gone by the time it says so.
@@ -130,7 +131,7 @@ def said() -> list[str]:
 
 @pytest.fixture(scope="module")
 def replicated(folder: Path, said: list[str]) -> Iterator[PrivateSwarm]:
-    with private_swarm(folder, replicas=2, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, replicas=2, threads=1)) as swarm:
         swarm.tell_changes(said.append)
         yield swarm
 
@@ -191,7 +192,7 @@ def test_another_model_under_the_same_name_is_refused(
     other = write_tiny_model("llama", tmp_path / "tiny", seed=1)
     with (
         pytest.raises(PrivateSwarmError, match="another model under the name 'tiny-hf'"),
-        private_swarm(other, threads=1, join=replicated.peers),
+        private_swarm(ServeConfig(other, threads=1, join=replicated.peers)),
     ):
         pass
 
@@ -207,7 +208,7 @@ def test_a_server_killed_with_a_lock_of_hiveminds_does_not_hold_up_the_others(
     )
     supervise = f"import tune_app.petals_compat; {take}; {supervisor._SUPERVISE}"
     monkeypatch.setattr(supervisor, "_SUPERVISE", supervise)
-    with private_swarm(folder, replicas=2, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, replicas=2, threads=1)) as swarm:
         steps = Steps(folder, swarm)
         steps.more()
         steps.close()

@@ -17,6 +17,7 @@ from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import Packer
 from tune_app.backbones.packing import Answer
 from tune_app.serve.connection import PETALS_REQUEST_TOKENS
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 
 pytestmark = pytest.mark.swarm
@@ -73,7 +74,7 @@ def assert_as_alone_in_process(folder, specs, answers: list[Answer]) -> None:
 def test_a_server_that_takes_little_is_never_asked_for_more(folder):
     """It would refuse, and Petals' client would take that for a dead server and try again."""
     specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
-    with private_swarm(folder, threads=1, max_batch_tokens=64) as swarm:
+    with private_swarm(ServeConfig(folder, threads=1, max_batch_tokens=64)) as swarm:
         backbone = open_swarm(folder, swarm, request_tokens=64)
         try:
             answers = ask_together(backbone, [make_trial(backbone, spec) for spec in specs])
@@ -88,7 +89,7 @@ def test_a_server_that_takes_little_is_never_asked_for_more(folder):
 def test_several_packs_are_in_flight_on_a_chain_of_servers(folder, monkeypatch):
     specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
     packs, second = 0, threading.Event()
-    with private_swarm(folder, servers=2, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, servers=2, threads=1)) as swarm:
         backbone = open_swarm(folder, swarm)
         assert backbone.limits.packs_in_flight == 2
         blocks = backbone.blocks
@@ -128,7 +129,7 @@ def test_a_request_that_is_sent_again_is_counted(folder, monkeypatch):
             raise ConnectionError("lost on the way")
         return await ask(*args, **kwargs)
 
-    with private_swarm(folder, threads=1) as swarm:
+    with private_swarm(ServeConfig(folder, threads=1)) as swarm:
         backbone = open_swarm(folder, swarm)
         try:
             trial = make_trial(backbone, MIXED[0])
@@ -149,7 +150,9 @@ def test_requests_to_a_far_server_fit_into_a_streams_window(folder, monkeypatch)
     specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
     with (
         relay(to=(port := free_port()), delay_ms=25) as relay_port,
-        private_swarm(folder, port=port, announce_ports=[relay_port], threads=1) as far,
+        private_swarm(
+            ServeConfig(folder, port=port, announce_ports=[relay_port], threads=1)
+        ) as far,
     ):
         backbone = open_swarm(folder, far)
         try:

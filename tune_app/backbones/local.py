@@ -8,7 +8,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from tune_app.backbones.protocol import PackLimits, Traffic
-from tune_app.models.parts import Whole, blocks_of, load_whole
+from tune_app.models.load_parts import blocks_of, load_whole
+from tune_app.models.parts import Whole
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5

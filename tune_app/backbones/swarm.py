@@ -31,7 +31,8 @@ from tune_app.backbones.protocol import (
     Traffic,
 )
 from tune_app.backbones.swarm_session import SwarmSession
-from tune_app.models.parts import Ends, load_ends
+from tune_app.models.load_parts import load_ends
+from tune_app.models.parts import Ends
 from tune_app.serve.asking import (
     BACKWARD_FOLLOWS,
     BAN_S,

@@ -17,17 +17,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from tune_app.models.parts import (
-    Block,
-    Ends,
-    Whole,
+from tune_app.models.load_parts import (
     blocks_of,
     load_blocks,
     load_ends,
     load_first_block,
     load_whole,
-    with_deep_prompt,
 )
+from tune_app.models.parts import Block, Ends, Whole, with_deep_prompt
 from tune_app.run.search_config import ConfigError
 
 # The model types of docs/families.md.

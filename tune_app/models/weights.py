@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from tune_app.models.families import check_family
-from tune_app.models.parts import blocks_of
+from tune_app.models.load_parts import blocks_of
 from tune_app.models.weight_files import read_header, weight_files
 from tune_app.run.search_config import ConfigError, did_you_mean
 

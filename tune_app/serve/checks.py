@@ -13,6 +13,7 @@ from pathlib import Path
 from tune_app.models.checks import check_checkpoint
 from tune_app.run.paths import user_path
 from tune_app.run.search_config import ConfigError, did_you_mean
+from tune_app.serve.serve_config import ServeConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 _MADDR = re.compile(
@@ -30,45 +31,35 @@ def check_petals() -> list[str]:
     return [f"a swarm needs petals: {INSTALL_PETALS} (or use --backbone local)"]
 
 
-def check_swarm(
-    model: str | Path,
-    servers: int,
-    replicas: int,
-    blocks: tuple[int, int] | None,
-    host: str,
-    port: int,
-    announce_ports: Sequence[int],
-    join: Sequence[str],
-    device: str | None,
-    dtype: str,
-) -> int:
-    """Number of the model's blocks; raises ConfigError. PrivateSwarm documents what is allowed."""
+def check_swarm(config: ServeConfig) -> int:
+    """Number of the model's blocks; raises ConfigError with all mistakes."""
     mistakes = check_petals()
-    layers = check_checkpoint(Path(model), mistakes)
-    first, end = blocks or (0, layers)
-    if blocks and layers and not 0 <= first < end <= layers:
+    layers = check_checkpoint(Path(config.model), mistakes)
+    first, end = config.span(layers)
+    if config.blocks and layers and not 0 <= first < end <= layers:
         mistakes.append(
             f"blocks must be FIRST:END within 0:{layers} (the model's blocks), got {first}:{end}."
         )
-    elif servers < 1 or (layers and servers > end - first):
+    elif config.servers < 1 or (layers and config.servers > end - first):
         most = (layers and end - first) or "the number of the model's blocks"
-        mistakes.append(f"servers must be from 1 to {most} (its blocks), got {servers}.")
-    if replicas < 1:
-        mistakes.append(f"replicas must be at least 1, got {replicas}.")
-    if dtype not in DTYPES:
+        mistakes.append(f"servers must be from 1 to {most} (its blocks), got {config.servers}.")
+    if config.replicas < 1:
+        mistakes.append(f"replicas must be at least 1, got {config.replicas}.")
+    if config.dtype not in DTYPES:
         mistakes.append(
-            f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}."
-            + did_you_mean(dtype, DTYPES)
+            f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}."
+            + did_you_mean(config.dtype, DTYPES)
         )
-    elif dtype == "float16" and device == "cpu":
+    elif config.dtype == "float16" and config.device == "cpu":
         mistakes.append("dtype float16 is not possible on a cpu; use float32 or bfloat16.")
-    count = max(servers, 1) * max(replicas, 1)
-    if announce_ports and len(announce_ports) != count:
+    count = max(config.servers, 1) * max(config.replicas, 1)
+    if config.announce_ports and len(config.announce_ports) != count:
         mistakes.append(
-            f"announce_ports must have one port for each of {count} servers, got {announce_ports}."
+            f"announce_ports must have one port for each of {count} servers, "
+            f"got {config.announce_ports}."
         )
-    _check_ports(host, port, count, mistakes)
-    _check_join(join, mistakes)
+    _check_ports(config.host, config.port, count, mistakes)
+    _check_join(config.join, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     return layers
@@ -135,7 +126,7 @@ def dht_prefix_of(folder: str | Path, name: str | None = None) -> str:
     """The name of a model's blocks in a swarm, by Petals' own rule for hub names.
 
     name: the hub name or folder that the user gave, if `folder` is a copy of it in a cache.
-    So a folder `Llama-2-7b-hf` finds servers that were started with `meta-llama/Llama-2-7b-hf`.
+    So a folder `Llama-3.1-8B` finds servers that were started with `meta-llama/Llama-3.1-8B`.
     """
     folder = Path(folder).resolve()
     on_hub = name is not None and "/" in name and not os.path.isdir(user_path(name))

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from tune_app.models.folder import model_folder
 from tune_app.run.search_config import ConfigError
 from tune_app.serve.checks import DTYPES
-from tune_app.serve.supervisor import LOOPBACK, PrivateSwarm, PrivateSwarmError, private_swarm
+from tune_app.serve.serve_config import LOOPBACK, ServeConfig
+from tune_app.serve.supervisor import PrivateSwarm, PrivateSwarmError, private_swarm
 
 EXAMPLE = """\
 One machine:
-  python -m tune_app.serve ~/models/Llama-2-7b-hf --servers 2
+  python -m tune_app.serve ~/models/Llama-3.1-8B --servers 2
 
 Several machines; on the first one, then on each other one:
   python -m tune_app.serve MODEL --listen 10.1.2.3:31337 --blocks 0:16 --identity server.key
@@ -121,9 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         model = model_folder(name, revision)
-        with private_swarm(model, name=name, progress=_say, **options) as swarm:
+        config = ServeConfig(model, name, **options)
+        with private_swarm(config, progress=_say) as swarm:
             swarm.tell_changes(_say)
-            _introduce(swarm, name, revision)
+            _introduce(swarm, config, revision)
             signal.pause()
     except (ConfigError, PrivateSwarmError) as error:
         print(str(error).replace("--model", "MODEL"), file=sys.stderr)  # it has no flag here
@@ -137,8 +139,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _introduce(swarm: PrivateSwarm, name: str, revision: str | None) -> None:
-    model = shlex.quote(name)
+def _introduce(swarm: PrivateSwarm, config: ServeConfig, revision: str | None) -> None:
+    model = shlex.quote(str(config.name))
     pinned = "" if revision is None else f" --revision {shlex.quote(revision)}"
     for server in swarm.servers:
         print(f"blocks {server.blocks}  {' '.join(server.maddrs)}")
@@ -153,6 +155,6 @@ def _introduce(swarm: PrivateSwarm, name: str, revision: str | None) -> None:
         print("\nStart a search in another terminal with:\n")
     print(
         f"  python -m tune_app.search --model {model}{pinned} "
-        f"--request-tokens {swarm.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
+        f"--request-tokens {config.max_batch_tokens // 2} --peers {' '.join(swarm.peers)}"
     )
     print("\nPress Ctrl-C to stop the servers.", flush=True)

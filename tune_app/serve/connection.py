@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tune_app.run.search_config import SearchConfig
 from tune_app.serve.checks import dht_prefix_of
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import PrivateSwarm
 
 # Tokens in one request to the private swarm. Its servers accept twice as many, but larger requests
@@ -46,10 +47,12 @@ def start_private_swarm(
     progress("starting a private swarm on 127.0.0.1")
     # It runs on the same machine, so the servers use the same dtype and device.
     return PrivateSwarm(
-        model,
-        device=config.device or "cpu",
-        dtype=config.dtype,
-        max_batch_tokens=2 * _PRIVATE_REQUEST_TOKENS,
+        ServeConfig(
+            model,
+            device=config.device or "cpu",
+            dtype=config.dtype,
+            max_batch_tokens=2 * _PRIVATE_REQUEST_TOKENS,
+        )
     )
 
 

@@ -24,13 +24,25 @@ from petals.server.backend import TransformerBackend
 from petals.utils.convert_block import QuantType
 
 from tune_app.models.identity import ModelIdentity
-from tune_app.models.parts import Block, OneBlockCache, load_blocks
+from tune_app.models.load_parts import load_blocks
+from tune_app.models.parts import Block, OneBlockCache
 from tune_app.serve.asking import KEEPS_GRAPHS
 from tune_app.serve.fast_step import compute_fast
 from tune_app.serve.processes import hivemind_ends_with_us
 
 # Prefix of what our servers announce instead of a hub's address.
 _OUR_WEIGHTS = "weights:"
+_OPTIONS: dict[str, Any] = {  # of Petals' own `Server`
+    "throughput": 1.0,  # without a number, Petals measures the internet connection
+    "num_handlers": 1,  # each is a separate process
+    "quant_type": QuantType.NONE,
+    "skip_reachability_check": True,
+    "reachable_via_relay": False,
+    "use_relay": False,
+    "use_auto_relay": False,
+    "auto_nat": False,
+    "nat_port_map": False,  # would look for a router
+}
 # What Petals passes to a block besides hidden states, and gets back: keys [B * heads, size, S] and
 # values [B * heads, S, size] of all positions so far.
 _KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -184,27 +196,18 @@ def make_server(
         return block
 
     petals_server.load_pretrained_block = load_block
-    asked = {
-        "initial_peers": list(initial_peers),
-        "dht_prefix": dht_prefix,
-        "converted_model_name_or_path": str(model),
-        "throughput": 1.0,  # without a number, Petals measures the internet connection
-        "block_indices": f"{blocks.start}:{blocks.stop}",
-        "num_handlers": 1,  # each is a separate process
-        "max_batch_size": max_batch_tokens,
-        "torch_dtype": dtype,
-        "device": device,
-        "quant_type": QuantType.NONE,
-        "skip_reachability_check": True,
-        "reachable_via_relay": False,
-        "use_relay": False,
-        "use_auto_relay": False,
-        "host_maddrs": list(host_maddrs),
-        "announce_maddrs": announce_maddrs and list(announce_maddrs),
-        "auto_nat": False,
-        "nat_port_map": False,  # would look for a router
-    }
-    server = petals_server.Server(**(asked | options))
+    server = petals_server.Server(
+        initial_peers=list(initial_peers),
+        dht_prefix=dht_prefix,
+        converted_model_name_or_path=str(model),
+        block_indices=f"{blocks.start}:{blocks.stop}",
+        max_batch_size=max_batch_tokens,
+        torch_dtype=dtype,
+        device=device,
+        host_maddrs=list(host_maddrs),
+        announce_maddrs=announce_maddrs and list(announce_maddrs),
+        **(_OPTIONS | options),
+    )
     if not stock:
         server.server_info.version += KEEPS_GRAPHS
     weights = ModelIdentity.of(str(model), Path(model)).weights_fingerprint

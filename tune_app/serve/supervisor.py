@@ -17,19 +17,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tune_app.serve.checks import check_swarm, dht_prefix_of
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.server_process import MOST_STARTS, Job, ServerSpec, at_the_same_port
 
 _SUPERVISE = "from tune_app.serve.server_process import supervise; supervise()"
-LOOPBACK = "127.0.0.1"
 _WORD_S = 2.0  # least time between two progress messages
 
 
@@ -57,87 +56,20 @@ class PrivateSwarm:
     dht_prefix: the name of the blocks that clients need
     servers: the running servers, in the order of their blocks
     blocks_missing: how many of the model's blocks they do not serve
-    max_batch_tokens: rows times tokens (prompts included) allowed in a request; Petals' client
-        would take the refusal of a larger one for a dead server and retry forever
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        name: str | None = None,
-        servers: int = 1,
-        replicas: int = 1,
-        blocks: tuple[int, int] | None = None,
-        host: str = LOOPBACK,
-        port: int = 0,
-        announce_ports: Sequence[int] = (),
-        join: Sequence[str] = (),
-        identity: str | Path | None = None,
-        device: str | None = "cpu",
-        dtype: str = "float32",
-        threads: int | None = None,
-        max_batch_tokens: int = 8192,
-        stock: bool = False,
-    ) -> None:
-        """Starts the processes and returns immediately.
-
-        model: folder of a causal language model in transformers' format
-        name: the model's name on a hub, if the folder is a copy from there
-        servers: parts that the blocks are divided into; each part is served `replicas` times
-        blocks: the first, and the one after the last; None: all of them
-        host: the address of this machine to listen on
-        port: of the first server, the others take the next ports; 0: free ones
-        announce_ports: ports that others are told instead (those of a relay), one for each server
-        join: addresses of a swarm's other servers; empty: start a new swarm
-        identity: file of the first server's key, created if missing, so that its address stays the
-            same; the other servers' files have the suffixes `-1`, `-2` … None: new keys
-        device: in torch's notation; None: cuda if available; several servers with "cuda" are spread
-            over all GPUs
-        threads: torch threads of each server; None: all processors, divided by the servers
-        stock: compute as Petals' own server does, for comparisons
-        Raises ConfigError with all mistakes found without importing torch.
-        """
-        layers = check_swarm(
-            model, servers, replicas, blocks, host, port, announce_ports, join, device, dtype
-        )
-        model = Path(model).resolve()
-        first, end = blocks or (0, layers)
+    def __init__(self, config: ServeConfig) -> None:
+        """Starts the processes and returns immediately. Raises ConfigError with all mistakes found
+        without importing torch."""
+        layers = check_swarm(config)
+        first, end = config.span(layers)
         self.blocks_missing = layers - (end - first)
-        edges = [first + i * (end - first) // servers for i in range(servers + 1)]
-        spans = [span for span in pairwise(edges) for _ in range(replicas)]
-        count = len(spans)
-        self.dht_prefix = dht_prefix_of(model, name)
-        self.max_batch_tokens = max_batch_tokens
+        self.dht_prefix = dht_prefix_of(config.model, config.name)
         self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-"))
         self._log = self._folder / "servers.log"
-        family = "ip6" if ":" in host else "ip4"
-        address = f"/{family}/{host}/tcp"
-        keys = Path(identity).resolve() if identity else self._folder / "identity"
-        self._job = Job(
-            model=str(model),
-            dht_prefix=self.dht_prefix,
-            servers=[
-                ServerSpec(
-                    i,
-                    *span,
-                    listen=f"{address}/{port + i if port else 0}",
-                    announce=f"{address}/{announce_ports[i]}" if announce_ports else None,
-                    identity=f"{keys}-{i}" if i else str(keys),
-                    device=device,
-                )
-                for i, span in enumerate(spans)
-            ],
-            join=list(join),
-            dtype=dtype,
-            threads=threads or max(1, (os.cpu_count() or 1) // count),
-            max_batch_tokens=max_batch_tokens,
-            stock=stock,
-            folder=str(self._folder),
-            caller_pid=os.getpid(),
-        )
+        self._job = _job(config, layers, self.dht_prefix, self._folder)
         self._ready: dict[int, Server] = {}
-        self._loaded = [0] * count
+        self._loaded = [0] * config.count
         self._stopping, self._lock = False, threading.Lock()
         self._launch()
 
@@ -271,22 +203,44 @@ class PrivateSwarm:
 
 @contextmanager
 def private_swarm(
-    model: str | Path,
-    *,
-    timeout_s: float = 120.0,
-    progress: Callable[[str], None] | None = None,
-    **options: Any,
+    config: ServeConfig, *, progress: Callable[[str], None] | None = None
 ) -> Iterator[PrivateSwarm]:
-    """A ready PrivateSwarm (see there for `options`), stopped at the end of the block.
+    """A ready PrivateSwarm, stopped at the end of the block.
 
     Raises ConfigError (the user's mistakes) and PrivateSwarmError (a server did not start).
     """
-    swarm = PrivateSwarm(model, **options)
+    swarm = PrivateSwarm(config)
     try:
-        swarm.wait_until_ready(timeout_s=timeout_s, progress=progress)
+        swarm.wait_until_ready(progress=progress)
         yield swarm
     finally:
         swarm.stop()
+
+
+def _job(config: ServeConfig, layers: int, dht_prefix: str, folder: Path) -> Job:
+    keys = Path(config.identity).resolve() if config.identity else folder / "identity"
+    return Job(
+        model=str(Path(config.model).resolve()),
+        dht_prefix=dht_prefix,
+        servers=[
+            ServerSpec(
+                number,
+                *span,
+                listen=config.listen(number),
+                announce=config.announce(number),
+                identity=f"{keys}-{number}" if number else str(keys),
+                device=config.device,
+            )
+            for number, span in enumerate(config.spans(layers))
+        ],
+        join=list(config.join),
+        dtype=config.dtype,
+        threads=config.threads_each,
+        max_batch_tokens=config.max_batch_tokens,
+        stock=config.stock,
+        folder=str(folder),
+        caller_pid=os.getpid(),
+    )
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -71,6 +71,59 @@ def held_out_loss(model: LlamaForCausalLM, stream_T: torch.Tensor, length: int) 
     return sum(losses) / len(losses)
 
 
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=344,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    train_T: torch.Tensor,
+    valid_T: torch.Tensor,
+    args: argparse.Namespace,
+    generator: torch.Generator,
+) -> None:
+    """Prints the losses every 250 steps."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1
+    )
+    warmup = 100
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(
+            (step + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        ),
+    )
+    began = time.monotonic()
+    for step in range(args.steps):
+        starts = torch.randint(len(train_T) - args.length, (args.rows,), generator=generator)
+        tokens_BT = batch_of(train_T, starts, args.length)
+        loss = model(tokens_BT, labels=tokens_BT).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if (step + 1) % 250 == 0:
+            now = held_out_loss(model, valid_T, args.length)
+            print(
+                f"step {step + 1}: train {loss.item():.3f}, held out {now:.3f}, "
+                f"{time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
@@ -93,54 +146,16 @@ def main() -> None:
     print(f"{len(train_texts)} docstrings, {len(train_T)} tokens; held out {len(valid_T)} tokens")
 
     torch.manual_seed(args.seed)  # transformers initialises from the global generator
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=344,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    parameters = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1
-    )
-    warmup = 100
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(
-            (step + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        ),
-    )
-    first_loss, began = held_out_loss(model, valid_T, args.length), time.monotonic()
-    for step in range(args.steps):
-        starts = torch.randint(len(train_T) - args.length, (args.rows,), generator=generator)
-        tokens_BT = batch_of(train_T, starts, args.length)
-        loss = model(tokens_BT, labels=tokens_BT).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if (step + 1) % 250 == 0:
-            now = held_out_loss(model, valid_T, args.length)
-            print(
-                f"step {step + 1}: train {loss.item():.3f}, held out {now:.3f}, "
-                f"{time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+    model = new_model(tokenizer)
+    first_loss = held_out_loss(model, valid_T, args.length)
+    pretrain(model, train_T, valid_T, args, generator)
     last_loss = held_out_loss(model, valid_T, args.length)
     model.save_pretrained(args.out, safe_serialization=True)
     tokenizer.save_pretrained(args.out)
     facts = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "train_docstrings": len(train_texts),
         "train_tokens": len(train_T),
         "steps": args.steps,
