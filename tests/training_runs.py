@@ -15,7 +15,6 @@ from tune_app.run.trial_report import Report
 from tune_app.tasks.data import Dataset, TaskData
 from tune_app.tasks.known import TASKS
 from tune_app.tasks.summary import summarise
-from tune_app.tasks.tokens import Lengths
 from tune_app.train.loop import TrainingRun
 from tune_app.train.prompt_model import PromptTunedModel
 
@@ -23,7 +22,7 @@ from tune_app.train.prompt_model import PromptTunedModel
 def task_data(task: str, train: Dataset, valid: Dataset, test: Dataset) -> TaskData:
     names = NAMES if task == "classification" else ()
     splits = {"train": train, "valid": valid, "test": test, "judged": valid}
-    summary = summarise(TASKS[task], splits, names, None, {}, Lengths(99))
+    summary = summarise(TASKS[task], splits, names, None, {})
     return TaskData(TASKS[task], train, valid, valid, test, names, [], "", summary)
 
 

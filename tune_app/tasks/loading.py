@@ -59,7 +59,7 @@ def load_task_data(config: SearchConfig, tokenizer: Any) -> TaskData:
     prints = [train.fingerprint(), valid.fingerprint(), test.fingerprint(), *class_names]
     fingerprint = hashlib.sha256("\n".join(prints).encode()).hexdigest()
     columns = {split: part.columns for split, part in texts.items() if part.columns}
-    summary = summarise(task, datasets, class_names, scale, columns, lengths)
+    summary = summarise(task, datasets, class_names, scale, columns)
     start = start_tokens(splits["train"].tokens, class_names, config.init_text, tokenizer)
     return TaskData(
         task=task,
@@ -139,10 +139,15 @@ def _split(config: SearchConfig, task: Task, splits: dict[str, Rows], notes: lis
             notes.append(
                 f"no --{split} given: using {len(splits[split].tokens)} of the training rows for it"
             )
-        elif config.train is None:
-            splits[split] = splits[split].keep(_new_rows(split, splits))
-        elif repeated := len(splits[split].tokens) - len(_new_rows(split, splits)):
-            notes.append(f"{repeated} {split} rows are also in {' or '.join(_before(split))}")
+            continue
+        new = _new_rows(split, splits)
+        if repeated := len(splits[split].tokens) - len(new):
+            rows = f"{repeated} {split} row{'s' * (repeated > 1)}"
+            note = f"{rows} {'are' if repeated > 1 else 'is'} also in {' or '.join(_before(split))}"
+            if config.train is None:
+                splits[split] = splits[split].keep(new)
+                note += " and left out"
+            notes.append(note)
 
 
 def _check_splits(config: SearchConfig, task: Task, splits: dict[str, Rows]) -> None:

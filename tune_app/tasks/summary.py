@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tune_app.tasks.base import Scale, Task
 
 if TYPE_CHECKING:
     from tune_app.tasks.data import Dataset
-    from tune_app.tasks.tokens import Lengths
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class DataSummary:
         accuracy of the most frequent class), NaN if undefined; empty if rows have no labels
     scale: how labels that are numbers were standardised
     columns: split -> which of its columns is what, in words; empty if there are no columns
-    cut: split -> (texts that max_length cut, all texts)
-    length_of_a_twentieth: the max_length that would cut only 5 % of the texts; None without texts
     """
 
     rows: dict[str, int]
@@ -39,8 +36,6 @@ class DataSummary:
     constant: dict[str, float] = field(default_factory=dict)
     scale: Scale | None = None
     columns: dict[str, str] = field(default_factory=dict)
-    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
-    length_of_a_twentieth: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `from_dict` takes, ready for JSON."""
@@ -74,11 +69,11 @@ class DataSummary:
         """
         if not mapping:
             return None
-        values = dict(mapping)
+        known = {known.name for known in fields(cls)}
+        values = {name: value for name, value in mapping.items() if name in known}
         values["class_names"] = tuple(values.get("class_names", ()))
         counts = values.get("class_counts", {})
-        values["class_counts"] = {split: tuple(known) for split, known in counts.items()}
-        values["cut"] = {split: tuple(two) for split, two in values.get("cut", {}).items()}
+        values["class_counts"] = {split: tuple(rows) for split, rows in counts.items()}
         if values.get("scale") is not None:
             values["scale"] = Scale(**values["scale"])
         return cls(**values)
@@ -103,7 +98,6 @@ def summarise(
     class_names: tuple[str, ...],
     scale: Scale | None,
     columns: Mapping[str, str],
-    lengths: Lengths,
 ) -> DataSummary:
     """The summary of the tokenised splits, and of "judged", the sample of validation rows."""
     counts: dict[str, tuple[int, ...]] = {}
@@ -129,6 +123,4 @@ def summarise(
         constant=constant,
         scale=scale,
         columns=dict(columns),
-        cut=lengths.cut,
-        length_of_a_twentieth=lengths.of_a_twentieth,
     )
