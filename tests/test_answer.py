@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from tune_app.report.confirmation import judged, runs_of
 from tune_app.report.evidence import level_of
+from tune_app.report.judging import judged, runs_of
 from tune_app.report.page.page import report_page
 from tune_app.report.results import Results, load
 from tune_app.report.summary import summary

@@ -19,12 +19,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tune_app.report.evidence import LEVEL, Interval, interval, level_of, next_look
+from tune_app.report.evidence import LEVEL, Interval, interval, level_of
+from tune_app.report.judging import (
+    Judged,
+    choose,
+    finished_runs,
+    judging_runs,
+    latest_complete,
+    mean_cost,
+    runs_of,
+)
 from tune_app.run.run_dir import Status
 from tune_app.run.test_rows import pseudo_values
 from tune_app.tasks.objectives import LOSS, Objective
-
-CHOOSING_SEEDS = 2  # of each config, where there are several
 
 COLUMNS = [
     "trial",  # the trial of the search that was repeated
@@ -41,8 +48,6 @@ COLUMNS = [
     "high",
     "pairs",
 ]
-
-_OPEN = (Status.RUNNING, Status.INTERRUPTED)  # not ended
 
 RowsOf = Callable[[int], list[dict[str, float]] | None]  # a run's number -> its test rows
 
@@ -103,81 +108,6 @@ class _Compared:
         return cls(objective, objective.column, "validation")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """How far the judging of one config has come.
-
-    look: the latest one that was begun, 0 before the first
-    before: pairs that the previous looks had
-    due: pairs that it needs
-    done: pairs of which both runs have ended in any way
-    """
-
-    look: int
-    before: int
-    due: int
-    done: int
-
-    @property
-    def complete(self) -> bool:
-        return self.look > 0 and self.done >= self.due
-
-
-def runs_of(trials: pd.DataFrame) -> pd.DataFrame:
-    """The confirmation runs, by trial and seed; `look` is missing for runs from before looks."""
-    runs = trials[(trials["origin"] == "confirm") & trials["of"].notna()]
-    if runs.empty or "seed" not in runs:
-        return runs.iloc[:0]
-    if "look" not in runs:
-        runs = runs.assign(look=pd.NA)
-    return runs.sort_values(["of", "seed"], kind="stable")
-
-
-def choose(runs: pd.DataFrame, candidates: list[int], objective: Objective) -> int | None:
-    """The candidate with the most finished runs that choose, and of those the lowest mean
-    validation cost; None while one of these runs is missing, or where none has finished."""
-    found = []
-    for trial in candidates:
-        mine = runs[(runs["of"] == trial) & ((runs["look"] == 0) | runs["look"].isna())]
-        if len(mine) < CHOOSING_SEEDS or mine["status"].isin(_OPEN).any():
-            return None
-        finished = _finished(mine, objective)
-        if len(finished):
-            found.append((-len(finished), _cost(finished, objective), trial))
-    return min(found)[2] if found else None
-
-
-def _judging(runs: pd.DataFrame) -> pd.DataFrame:
-    """Those that judge; runs from before there were looks are not among them."""
-    return runs[(runs["look"] > 0).fillna(False)]
-
-
-def _finished(runs: pd.DataFrame, objective: Objective) -> pd.DataFrame:
-    return runs[(runs["status"] == Status.FINISHED) & runs[objective.column].notna()]
-
-
-def _cost(runs: pd.DataFrame, objective: Objective) -> float:
-    """Mean validation cost."""
-    return float(runs[objective.column].map(objective.cost).mean())
-
-
-def judged(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> Judged:
-    """The progress of judging a trial against the baseline.
-
-    most: --confirm-seeds, if known
-    """
-    judging = _judging(runs)
-    mine, theirs = judging[judging["of"] == trial], judging[judging["of"] == baseline]
-    if mine.empty:
-        return Judged(0, 0, 0, 0)
-    look = int(mine["look"].max())
-    before = int((mine["look"] < look).sum())
-    due = len(mine) if most is None else next_look(before, max(most, before + 1))
-    ended = set(mine.loc[~mine["status"].isin(_OPEN), "seed"])
-    done = len(ended & set(theirs.loc[~theirs["status"].isin(_OPEN), "seed"]))
-    return Judged(look, before, due, done)
-
-
 def confirmation(
     trials: pd.DataFrame,
     baselines: list[int],
@@ -230,15 +160,15 @@ def _chosen(
     found = []
     for trial in candidates:
         mine = runs[runs["of"] == trial]
-        mine = mine if old else _judging(mine)
-        finished = _finished(mine, objective)
+        mine = mine if old else judging_runs(mine)
+        finished = finished_runs(mine, objective)
         if baseline is None or finished.empty:
             continue
         if old:
             look: Judged | None = Judged(0, 0, len(mine), len(mine))
         else:
-            look = _complete(runs, trial, baseline, most)
-        cost = _cost(finished, objective)
+            look = latest_complete(runs, trial, baseline, most)
+        cost = mean_cost(finished, objective)
         # A config with fewer seeds, because it diverged or is still running, comes later.
         found.append((look is None, -len(finished) if old else 0, cost, trial, look))
     if found:
@@ -248,18 +178,6 @@ def _chosen(
         return None, None
     chosen = choose(runs, candidates, objective) if len(candidates) > 1 else None
     return chosen if chosen is not None else (candidates[0] if len(candidates) == 1 else None), None
-
-
-def _complete(runs: pd.DataFrame, trial: int, baseline: int, most: int | None) -> Judged | None:
-    """The latest look with all of its pairs; None before the first one is complete."""
-    state = judged(runs, trial, baseline, most)
-    if state.complete:
-        return state
-    if state.before == 0:
-        return None
-    mine = _judging(runs[runs["of"] == trial])
-    look = int(mine.loc[mine["look"] < state.look, "look"].max())
-    return Judged(look, 0, state.before, state.before)
 
 
 def _evidence(
@@ -303,7 +221,7 @@ def _evidence(
         pairs=len(seeds),
         started=started,
         rows=0 if both_SR is None else both_SR.shape[1],
-        ahead=_cost(mine, objective) < _cost(theirs, objective),
+        ahead=mean_cost(mine, objective) < mean_cost(theirs, objective),
         diverged=diverged,
         value=float(mine[column].mean()),
         baseline_value=float(theirs[column].mean()),
@@ -351,8 +269,8 @@ def _table(
     for of, group in runs.groupby("of"):
         trial = int(of)
         part = {chosen: "chosen", baseline: "baseline"}.get(trial, "other")
-        finished = _finished(group, objective)
-        counted = finished if old or part == "other" else _judging(finished)
+        finished = finished_runs(group, objective)
+        counted = finished if old or part == "other" else judging_runs(finished)
         values = counted[compared.column].dropna()
         metrics = counted[shown].dropna() if shown in counted else values.iloc[:0]
         row = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tune_app.report.confirmation import CHOOSING_SEEDS, choose, judged, runs_of
 from tune_app.report.evidence import next_look
+from tune_app.report.judging import CHOOSING_SEEDS, choose, judged, runs_of
 from tune_app.report.results import Results
 from tune_app.report.verdict import decided
 from tune_app.run.run_dir import Status

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_app.models.folder import model_folder
-from tune_app.report.confirmation import CHOOSING_SEEDS
 from tune_app.report.evidence import next_look
+from tune_app.report.judging import CHOOSING_SEEDS
 from tune_app.report.words import count, duration, number
 from tune_app.run.search_config import SearchConfig
 from tune_app.search.estimate import Estimate, estimate

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from optuna.samplers import BaseSampler
+
 from tune_app.report.results import load
 from tune_app.report.write import refreshed_in_background
 from tune_app.run.event_log import EventLog
-from tune_app.run.events import SearchEnded, SearchResumed, SearchStarted
+from tune_app.run.events import SearchEnded, SearchResumed, SearchStarted, WarmStarted
 from tune_app.run.own_code import sign
 from tune_app.run.run_dir import RunDir
 from tune_app.run.run_state import RunState
@@ -78,46 +80,22 @@ def search(
     Continues the study and the events of earlier calls in the same run directory.
     """
     before = RunState.read(run)
-    name = study_name(config, run)
-    study, base = open_study(config, run, name), config.base_trial()
-    begins = SearchStarted if before.first is None else SearchResumed
-    warm = before.warm
-    if config.warm_start and warm is None:  # before all others, so that no kill comes between
-        warm = take_over(config, space)
-        log.record(warm)
-    earlier = () if warm is None else warm.first
-    log.record(
-        begins(
-            trials=config.trials,
-            task=config.task,
-            metric=task_named(config.task).metric,
-            sampled=space.sampled_names,
-            fingerprint=executor.data.fingerprint,
-            classes=executor.data.summary.class_names,
-            data=executor.data.summary.to_dict(),
-            study=name,
-        )
-    )
+    study, base = open_study(config, run, study_name(config, run)), config.base_trial()
+    warm = _record_start(config, space, run, executor, log, before)
     requeue_unfinished(study)
     for event in missing_events(study, before):
         log.record(event)
     stop.begin(RunState.read(run))
+    earlier = () if warm is None else warm.first
     # They come first in the study too, so after a kill their number shows which ones are missing.
     for first in space.first_trials(base, config.trial, earlier)[
         len(study.get_trials(deepcopy=False)) :
     ]:
         first.enqueue(study)
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    left = config.trials - len(done)
+    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    left = config.trials - done
     if left > 0 and not stop():
-        # A resumed search must not repeat its first suggestions, hence the seed. A population
-        # starts before there are results to learn from.
-        sampler = build_sampler(
-            "random" if config.scheduler == "pbt" else config.sampler, config.seed + len(done)
-        )
-        taken = {} if warm is None else {k: from_json(v) for k, v in warm.priors.items()}
-        expected = space.expecting(taken, own=config.prior == "on")
-        study.sampler = with_priors(sampler, expected, config.seed)
+        study.sampler = _sampler(config, space, warm, done)
         if config.executor == "in-process":
             study.pruner = build_pruner(config.scheduler, config.steps)
         trials = StudyTrials(study, space, base, run, stop, config.scheduler)
@@ -131,6 +109,48 @@ def search(
         finally:
             requeue_unfinished(study)
     _record_end(log, executor, stop)
+
+
+def _record_start(
+    config: SearchConfig,
+    space: SearchSpace,
+    run: RunDir,
+    executor: Executor,
+    log: EventLog,
+    before: RunState,
+) -> WarmStarted | None:
+    """Records the start, or that the search is resumed; returns what it took over from earlier
+    runs."""
+    warm = before.warm
+    if config.warm_start and warm is None:  # before all others, so that no kill comes between
+        warm = take_over(config, space)
+        log.record(warm)
+    begins = SearchStarted if before.first is None else SearchResumed
+    log.record(
+        begins(
+            trials=config.trials,
+            task=config.task,
+            metric=task_named(config.task).metric,
+            sampled=space.sampled_names,
+            fingerprint=executor.data.fingerprint,
+            classes=executor.data.summary.class_names,
+            data=executor.data.summary.to_dict(),
+            study=study_name(config, run),
+        )
+    )
+    return warm
+
+
+def _sampler(
+    config: SearchConfig, space: SearchSpace, warm: WarmStarted | None, done: int
+) -> BaseSampler:
+    """`done`: trials that have ended. The seed follows from it, because a resumed search must not
+    repeat its first suggestions."""
+    # A population starts before there are results to learn from.
+    name = "random" if config.scheduler == "pbt" else config.sampler
+    taken = {} if warm is None else {k: from_json(v) for k, v in warm.priors.items()}
+    expected = space.expecting(taken, own=config.prior == "on")
+    return with_priors(build_sampler(name, config.seed + done), expected, config.seed)
 
 
 def confirm(
