@@ -26,6 +26,7 @@ from benchmarks import machine, throughput_tables
 from benchmarks.arms import ARMS
 from benchmarks.relay import free_port, relay
 from benchmarks.workload import Workload, write_data
+from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import private_swarm
 
 PARTS = ("throughput", "memory", "latency", "overhead", "default")
@@ -156,11 +157,11 @@ class Bench:
             tiny = Workload(folder, trials=trials, steps=1, rows=1, text_tokens=4, prompt_tokens=1)
             self.run("F8", tiny, "overhead")
 
-    def default_command(self) -> None:
+    def default_command(self, backbone: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "tune_app.search", "--out", f"{folder}/run"]
-            seconds, _ = _timed(command)
-        self.add(Run("default", "swarm", "F", 0, 16, seconds, seconds))
+            command = [sys.executable, "-m", "tune_app.search", "--backbone", backbone]
+            seconds, _ = _timed([*command, "--out", f"{folder}/run"])
+        self.add(Run("default", backbone, "F", 0, 16, seconds, seconds))
 
 
 def _timed(command: list[str], watch_memory: bool = False) -> tuple[float, float | None]:
@@ -186,13 +187,13 @@ def on_swarm(
 ) -> Iterator[Workload]:
     """The workload on a private swarm of one server, behind a relay if there is a delay."""
     if not delay_ms:
-        with private_swarm(workload.model, stock=stock) as swarm:
+        with private_swarm(ServeConfig(workload.model, stock=stock)) as swarm:
             yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
         return
     port = free_port()
     with (
         relay(to=port, delay_ms=delay_ms) as far_port,
-        private_swarm(workload.model, port=port, announce_ports=[far_port]) as swarm,
+        private_swarm(ServeConfig(workload.model, port=port, announce_ports=[far_port])) as swarm,
     ):
         yield replace(workload, backbone="swarm", peers=tuple(swarm.peers))
 
@@ -254,8 +255,9 @@ def run_parts(bench: Bench, workload: Workload, args: argparse.Namespace) -> Non
                 bench.memory(near)
         if "latency" in parts:
             bench.latency(workload)
-        if "default" in parts:
-            bench.default_command()
+    if "default" in parts:
+        for backbone in backbones:
+            bench.default_command(backbone)
     if "local" in backbones:
         if "throughput" in parts:
             bench.throughput(workload, args.arms)
