@@ -3,7 +3,7 @@
     python examples/ray_tune_script.py [--trials 8] [--steps 60]
 
 Uses the demo model and the built-in text of tune_app. With your own data and model:
-make_trainable(train="reviews.csv", model="~/models/Llama-2-7b-hf", ...).
+make_trainable(train="reviews.csv", model="~/models/Llama-3.1-8B", ...).
 """
 
 import argparse

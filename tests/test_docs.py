@@ -98,7 +98,7 @@ def test_make_knows_the_target(line: str) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's home, where the lines are typed: the model, the data and the spaces they name."""
     home = tmp_path_factory.mktemp("home")
-    write_tiny_model("llama", home / "models" / "Llama-2-7b-hf")
+    write_tiny_model("llama", home / "models" / "Llama-3.1-8B")
     for name, first, count in (("reviews", 0, 60), ("reviews-2025", 300, 6), ("more", 300, 6)):
         rows = write_rows(home / f"{name}.csv", first, count)
         rows.write_text(rows.read_text().replace("label", "stars", 1))
@@ -158,7 +158,7 @@ def run_search(line: str, home: Path, **more: str) -> RunDir:
 def reviews(home: Path) -> Path:
     """The home with runs/reviews, the finished search that other lines start from."""
     assert FIRST in SEARCHES
-    run_search(f"{FIRST} --model ~/models/Llama-2-7b-hf --out runs/reviews", home)
+    run_search(f"{FIRST} --model ~/models/Llama-3.1-8B --out runs/reviews", home)
     return home
 
 

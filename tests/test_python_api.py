@@ -45,7 +45,7 @@ def space_of_lr(trial: optuna.Trial) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    write_tiny_model("llama", home / "models" / "Llama-2-7b-hf")
+    write_tiny_model("llama", home / "models" / "Llama-3.1-8B")
     rows = write_rows(home / "reviews.csv", 0, 60)
     rows.write_text(rows.read_text().replace("label", "stars", 1))
     return home
@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(home: Path) -> dict[str, Any]:
-    return {**SMALL, "model": str(home / "models" / "Llama-2-7b-hf"), "label_column": "stars"}
+    return {**SMALL, "model": str(home / "models" / "Llama-3.1-8B"), "label_column": "stars"}
 
 
 @pytest.fixture(scope="module")
