@@ -15,6 +15,7 @@ import ray
 
 from tune_app.run.search_config import ConfigError
 from tune_app.search.ray_tune import internals
+from tune_app.search.ray_tune.cluster import RAY_ENVIRONMENT
 
 PACKAGE = Path(__file__).parents[1] / "tune_app"
 
@@ -36,6 +37,13 @@ def test_a_ray_that_lacks_something_is_refused_by_name(monkeypatch: pytest.Monke
     assert message.startswith(f"ray {ray.__version__} lacks ray.tune.registry._global_registry, ")
     assert "TuneController._schedule_trial_train" in message
     assert f"tested with ray {internals.TESTED}" in message
+
+
+def test_the_limit_of_records_in_gcs_server_is_one_that_it_knows() -> None:
+    """Ray ignores settings that it does not know."""
+    (name,) = (name for name in RAY_ENVIRONMENT if name.endswith("_in_gcs"))
+    (server,) = (Path(ray.__file__).parent / "core").rglob("gcs_server")
+    assert name.removeprefix("RAY_").encode() in server.read_bytes()
 
 
 def test_another_word_for_a_repeated_result_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +99,24 @@ def test_an_outside_address_of_the_node_is_found(monkeypatch: pytest.MonkeyPatch
     assert not ipaddress.ip_address("192.0.2.7").is_loopback
     with pytest.raises(ConfigError, match=r"listens on 192\.0\.2\.7"):
         internals.check_loopback()
+
+
+def test_a_tuner_imports_no_trackers_to_count_them() -> None:
+    code = """
+import sys
+from ray import tune
+from ray.air._internal import usage
+from tune_app.search.ray_tune.internals import ray_as_found
+counts = usage.tag_callbacks
+with ray_as_found():
+    usage.tag_callbacks([tune.Callback()])
+    print([name for name in ("mlflow", "wandb") if name in sys.modules])
+print(usage.tag_callbacks is counts)
+usage.tag_callbacks([tune.Callback()])
+print([name for name in ("mlflow", "wandb") if name in sys.modules])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == ["[]", "True", "['mlflow', 'wandb']"], said.stderr
 
 
 def test_tensorboard_writes_its_curves_without_torch(tmp_path: Path) -> None:

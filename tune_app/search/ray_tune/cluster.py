@@ -32,7 +32,7 @@ from tune_app.serve.connection import Connection, connection_to, start_private_s
 from tune_app.tasks.summary import DataFacts
 
 # No usage data is sent, and the output contains only our own messages.
-_RAY_ENVIRONMENT = {
+RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -147,7 +147,7 @@ def _ray(config: SearchConfig) -> Iterator[str]:
     if ray.is_initialized():
         yield ""
         return
-    os.environ.update(_RAY_ENVIRONMENT | ways_round())
+    os.environ.update(RAY_ENVIRONMENT | ways_round())
     quiet = {
         "log_to_driver": config.verbose,
         "logging_level": "INFO" if config.verbose else "ERROR",

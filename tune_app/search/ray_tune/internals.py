@@ -38,6 +38,7 @@ _KIND: _Part = ("ray.tune.registry", "TRAINABLE_CLASS")
 _ERROR: _Part = ("ray.tune.experiment.trial", "Trial.pickled_error_file")
 _NEXT_CALL: _Part = ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_train")
 _TASK_FAILURE: _Part = ("ray.tune.execution.tune_controller", "TuneController._trial_task_failure")
+_COUNT_CALLBACKS: _Part = ("ray.air._internal.usage", "tag_callbacks")
 _DUPLICATE: _Part = ("ray.tune.result", "RESULT_DUPLICATE")
 
 _NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
@@ -59,7 +60,7 @@ def _part(part: _Part) -> Any:
 def check_ray() -> None:
     """Raises ConfigError if this version of Ray lacks what the functions below rely on."""
     parts = [_RESOLVE, _START, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
-    parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _TASK_FAILURE, _DUPLICATE]
+    parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _TASK_FAILURE, _COUNT_CALLBACKS, _DUPLICATE]
     missing = []
     for part in parts:
         try:
@@ -166,9 +167,14 @@ def ray_as_found() -> Iterator[None]:
     environment = dict(_part(_ENVIRONMENT))
     loggers = os.environ.get(_NO_LOGGERS)
     os.environ[_NO_LOGGERS] = "1"  # JSON and CSV: the events have it all
+    # For its usage statistics, though they are off, Tune counts callbacks of MLflow and W&B, which
+    # it imports for that where they are installed: two seconds.
+    usage, counts = importlib.import_module(_COUNT_CALLBACKS[0]), _part(_COUNT_CALLBACKS)
+    setattr(usage, _COUNT_CALLBACKS[1], _nothing)
     try:
         yield
     finally:
+        setattr(usage, _COUNT_CALLBACKS[1], counts)
         if loggers is None:
             os.environ.pop(_NO_LOGGERS, None)
         else:
