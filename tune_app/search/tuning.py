@@ -81,7 +81,7 @@ def search(
     """
     before = RunState.read(run)
     study, base = open_study(config, run, study_name(config, run)), config.base_trial()
-    warm = _record_start(config, space, run, executor, log, before)
+    warm = _record_start(config, space, study.study_name, executor, log, before)
     requeue_unfinished(study)
     for event in missing_events(study, before):
         log.record(event)
@@ -114,7 +114,7 @@ def search(
 def _record_start(
     config: SearchConfig,
     space: SearchSpace,
-    run: RunDir,
+    study: str,
     executor: Executor,
     log: EventLog,
     before: RunState,
@@ -135,7 +135,7 @@ def _record_start(
             fingerprint=executor.data.fingerprint,
             classes=executor.data.summary.class_names,
             data=executor.data.summary.to_dict(),
-            study=study_name(config, run),
+            study=study,
         )
     )
     return warm
