@@ -65,7 +65,7 @@ def test_damage_that_brought_a_command_down(damage: str, base: Base, tmp_path: P
         def pickle(self, content: bytes) -> bytes:
             return self._bytes_or(content)
 
-    changes = Change(base, random.Random(0))
+    changes = Change(base.canary, random.Random(0))
 
     assert one_case(base, TARGETS[name], tmp_path / "case", changes) is None
 
