@@ -250,6 +250,27 @@ def test_the_summary_counts_classes_cuts_and_the_most_frequent_class(tmp_path, t
     assert type(summary).from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
 
 
+def test_a_summary_with_facts_of_an_earlier_version_opens(tmp_path, tokenizer):
+    data = load_task_data(SearchConfig(train=write(tmp_path / "a.csv", rows_of("ab"))), tokenizer)
+    known = data.summary.to_dict()
+    assert type(data.summary).from_dict(known | {"cut": {"train": [1, 2]}}) == data.summary
+
+
+def test_built_in_rows_that_cutting_makes_equal_are_left_out_and_said(tokenizer):
+    data = load_task_data(SearchConfig(max_length=4), tokenizer)
+    train, valid, test = (
+        {tuple(row.tolist()) for row in split.batch(range(len(split))).tokens_BT}
+        for split in (data.train, data.valid, data.test)
+    )
+    assert not train & valid
+    assert not (train | valid) & test
+    left_out = [note for note in data.notes if note.endswith("and left out")]
+    assert [re.sub(r"^\d+ ", "", note) for note in left_out] == [
+        "valid rows are also in train and left out",
+        "test rows are also in train or valid and left out",
+    ]
+
+
 def test_texts_that_cutting_makes_equal_are_said_to_be_cut(tmp_path, tokenizer):
     rows = [[f"{'the same words ' * 12}{i}", label] for i, (_, label) in enumerate(rows_of("ab"))]
     path = write(tmp_path / "same.csv", rows)
