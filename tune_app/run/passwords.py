@@ -6,7 +6,7 @@ import re
 
 # The password of scheme://user:password@host, and values of what an address asks to be let in with.
 _PASSWORD = re.compile(
-    r"""(?P<before>\b[a-z][a-z0-9+.-]*://[^\s/?\#:@'"]*:)[^\s/?\#@'"]+(?=@)"""
+    r"""(?P<before>://[^\s/?\#:@'"]*:)[^\s/?\#@'"]+(?=@)"""
     r"""|(?P<asked>[?&][\w.-]*(?:password|passwd|token|secret|signature|api_?key)=)[^\s&\#'"]+""",
     re.IGNORECASE,
 )
