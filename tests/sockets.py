@@ -80,9 +80,14 @@ class Sockets:
             thread.join()
 
     def _look(self, seen: set[psutil.Process]) -> None:
-        for process in list(seen):
+        family = {process.pid for process in seen if process.is_running()}
+        parents = {}
+        for process in psutil.process_iter():
             with suppress(psutil.Error):
-                seen |= set(process.children(recursive=True))
+                parents[process] = process.ppid()
+        while born := {process for process, of in parents.items() if of in family} - seen:
+            seen |= born
+            family |= {process.pid for process in born}
         names = {}
         for process in seen:
             with suppress(psutil.Error):

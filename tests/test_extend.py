@@ -20,7 +20,7 @@ from tune_app.search.checks import check_same_data
 from tune_app.search.cli import main
 from tune_app.train import cli as train
 
-SMALL = ["--steps=6", "--batch-size=2", "--confirm=0", "--scheduler=none"]
+SMALL = ["--steps=6", "--batch-size=2", "--eval-rows=24", "--confirm=0", "--scheduler=none"]
 SMALL += ["--backbone=local", "--executor=in-process", "--quiet"]
 SPACE = "parameters: {lr: {space: loguniform, lower: 1.0e-3, upper: %s}}\n"
 
@@ -136,7 +136,7 @@ def test_train_gives_the_losses_of_the_searchs_best_trial(run: RunDir, tmp_path:
     history = load(run).history
     trial, alone = history[history["trial"] == best["trial"]], load(again).history
     assert list(alone["step"]) == list(trial["step"])
-    all_rows = list(trial["eval_rows"] == 128)  # where nothing is decided, a search looks at few
+    all_rows = list(trial["eval_rows"] == 24)  # where nothing is decided, a search looks at few
     assert all_rows[-1]
     for column, of in (("train_loss", slice(None)), ("eval_loss", all_rows)):
         # float32, summed in another order: the tolerance that docs/prompts.md names

@@ -19,7 +19,7 @@ from tune_app.search.host import TrialHost
 from tune_app.search.trial_job import TrialJob
 from tune_app.serve.connection import Connection
 
-CONFIG = SearchConfig(backbone="local", device="cpu")
+CONFIG = SearchConfig(backbone="local", device="cpu", eval_rows=16)
 SHORT = TrialConfig(steps=4, batch_size=2, lr=1e-2)
 
 
@@ -205,7 +205,7 @@ def test_counters_tell_what_was_packed(host: TrialHost, tmp_path: Path) -> None:
     train(host, TrialJob(0, SHORT, tmp_path / "counted"))
 
     after = host.counters()
-    trained, evaluated = SHORT.steps * SHORT.batch_size, 4 * 128
+    trained, evaluated = SHORT.steps * SHORT.batch_size, 4 * CONFIG.eval_rows
     assert after.rows - before.rows == trained + evaluated
     assert 0 < after.occupancy <= 1
     assert after.requests == 0  # nobody is asked where the model is in the process
@@ -219,7 +219,7 @@ def test_what_each_trial_used_adds_up_to_what_the_host_did(host: TrialHost, tmp_
 
     after = host.counters()
     assert [report.metrics["rows"] for report in reports] == [
-        4 * (2 + i) + 4 * 128 for i in range(3)
+        4 * (2 + i) + 4 * CONFIG.eval_rows for i in range(3)
     ]
     for used, counted in (("rows", "rows"), ("packed_tokens", "tokens")):
         computed = getattr(after, counted) - getattr(before, counted)

@@ -36,12 +36,10 @@ def _study(run: RunDir, trials: int, storage: str | None = None, name: str = "tu
         return abs(math.log10(lr) + 2)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage or f"sqlite:///{run.study_db}",
-        sampler=optuna.samplers.RandomSampler(seed=0),
-    )
-    study.optimize(objective, n_trials=trials)
+    found = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found.optimize(objective, n_trials=trials)
+    study = optuna.create_study(study_name=name, storage=storage or f"sqlite:///{run.study_db}")
+    study.add_trials(found.trials)  # in a file, each suggestion would wait for the disk
 
 
 def test_importance_finds_what_mattered_and_says_what_it_rests_on(run: RunDir):

@@ -87,6 +87,7 @@ def test_a_study_that_is_held_is_waited_for_then_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(storage, "PATIENCE_S", 0.2)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries again after seconds
     config, run = SearchConfig(out=tmp_path / "run"), RunDir(tmp_path / "run")
     study = storage.open_study(config, run, "tune_app")
     holder = sqlite3.connect(run.study_db)

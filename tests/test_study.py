@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,7 +148,7 @@ def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Pat
         "import sys; from tune_app.run.search_config import SearchConfig;"
         "from tune_app.run.run_dir import RunDir;"
         "from tune_app.study.storage import open_study; url, name, run = sys.argv[1:];"
-        "sys.stdin.readline();"  # all at the same moment
+        "print('ready', flush=True); sys.stdin.readline();"  # all at the same moment
         "open_study(SearchConfig(storage=url), RunDir(run), name)"
     )
     url = f"sqlite:///{tmp_path / 'shared.db'}"
@@ -157,12 +156,13 @@ def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Pat
         subprocess.Popen(
             [sys.executable, "-c", code, url, name, str(tmp_path / name)],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for name in "abcd"
     ]
-    time.sleep(5)
+    assert [process.stdout.readline() for process in opening] == ["ready\n"] * 4
     for process in opening:
         process.stdin.write("\n")
         process.stdin.flush()

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -151,7 +152,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path):
     ) as process:
         events = out / "events.jsonl"
         while process.poll() is None and not (events.is_file() and "trial_started" in _kinds(out)):
-            pass
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -130,7 +130,7 @@ class TrialConfig:
         values, messages = convert_fields(cls, mapping)
         if messages:
             raise ConfigError(messages)
-        return cls(**{**asdict(base or cls()), **values})
+        return replace(base or cls(), **values)
 
     @classmethod
     def from_known(cls, mapping: Mapping[str, Any]) -> TrialConfig:

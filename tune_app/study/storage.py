@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -63,20 +64,19 @@ def _opened(
             return opens()
         except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
             reason = str(error).strip().partition("\n")[0]
+            if isinstance(error, sqlalchemy.exc.ArgumentError) or "unable to open" in reason:
+                break  # a wrong address or folder, which no waiting mends
         time.sleep(0.2 * attempt)
     raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
 
 
 def _own_storage(file: Path) -> optuna.storages.BaseStorage:
-    """SQLite with a write-ahead log, for which Optuna has no setting: a trial's dozen commits do
-    not wait for the disk (14 ms instead of 70 to 300), and a crash loses the last ones, not the
-    file.
+    """SQLite with a write-ahead log, for which Optuna has no setting: neither the tables at the
+    start nor a trial's dozen commits wait for the disk (14 ms instead of 70 to 300), and a crash
+    loses the last ones, not the file.
     """
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": PATIENCE_S}}
-    )
-    sqlalchemy.event.listen(storage.engine, "connect", _log_ahead)
-    storage.engine.dispose()  # the connection that created the tables
+    connect = {"creator": partial(_log_ahead, file)}
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
     return optuna.storages.get_storage(storage)
 
 
@@ -91,9 +91,12 @@ def is_locked(error: BaseException | None) -> bool:
     return False
 
 
-def _log_ahead(connection: Any, _: Any) -> None:
+def _log_ahead(file: Path) -> sqlite3.Connection:
+    # SQLAlchemy's pool gives it to one thread at a time.
+    connection = sqlite3.connect(file, timeout=PATIENCE_S, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
 
 
 def check_study(config: SearchConfig) -> None:

@@ -18,6 +18,7 @@ import sysconfig
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
@@ -106,10 +107,16 @@ def language_reference() -> Iterator[str]:
                 yield text
 
 
+@cache
+def _of_the_packages() -> tuple[tuple[str, str], ...]:
+    """Parsed once (1 s): a process may read them for several searches and trials."""
+    return tuple(stdlib_docstrings(PACKAGES))
+
+
 def docstring_packages() -> dict[str, tuple[list[str], list[str]]]:
     """Classification: by split, (docstrings, names of their packages)."""
     splits: dict[str, tuple[list[str], list[str]]] = {split: ([], []) for split in SPLITS}
-    for text, package in stdlib_docstrings(PACKAGES):
+    for text, package in _of_the_packages():
         texts, packages = splits[split_of(text)]
         texts.append(text)
         packages.append(package)
