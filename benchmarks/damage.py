@@ -6,7 +6,10 @@ import json
 import os
 import pickle
 import random
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +112,15 @@ class Changes:
             return change_bytes(content, self.rng)
         try:
             return structured()
-        except (RecursionError, ValueError, TypeError, yaml.YAMLError):  # not to be written so
+        except (
+            RecursionError,
+            ValueError,
+            TypeError,
+            OverflowError,
+            yaml.YAMLError,
+            sqlite3.Error,
+        ):
+            # Not to be written so.
             return change_bytes(content, self.rng)
 
     def json(self, content: bytes) -> bytes:
@@ -149,3 +160,35 @@ class Changes:
         if self.rng.random() < 0.1:
             return pickle.dumps(Bomb(self.canary))
         return change_bytes(content, self.rng)
+
+    def sqlite(self, content: bytes) -> bytes:
+        def structured() -> bytes:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "changed.db")
+                file.write_bytes(content)
+                with closing(sqlite3.connect(file)) as database:
+                    for _ in range(self.rng.randint(1, 3)):
+                        self._change_row(database)
+                    database.commit()
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                return file.read_bytes()
+
+        return self._bytes_or(content, structured)
+
+    def _change_row(self, database: sqlite3.Connection) -> None:
+        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        table = self.rng.choice([name for (name,) in names])
+        rows = database.execute(f"SELECT rowid, * FROM {table}")
+        columns, found = [about[0] for about in rows.description], rows.fetchall()
+        if not found:
+            return
+        row, at = self.rng.choice(found), self.rng.randrange(1, len(columns))
+        if self.rng.random() < 0.1:
+            database.execute(f"DELETE FROM {table} WHERE rowid = ?", row[:1])
+            return
+        value = self.rng.choice(self.odd)
+        if columns[at].endswith("_json") and self.rng.random() < 0.8:
+            value = _json(change_value([json.loads(row[at])], self.rng, self.odd)[0]).decode()
+        elif isinstance(value, list | dict):
+            value = _json(value).decode()
+        database.execute(f"UPDATE {table} SET {columns[at]} = ? WHERE rowid = ?", (value, row[0]))

@@ -17,6 +17,7 @@ import json
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import traceback
@@ -74,6 +75,9 @@ def make_base(folder: Path) -> Base:
     with quiet() as said:
         code = search.main(given)
     assert code == 0, said.getvalue()
+    with contextlib.closing(sqlite3.connect(run / "study.db")) as study:
+        # As after the command's end: until then what was written last is in a file next to it.
+        study.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     adapter = folder / "adapter"  # as PEFT has it
     adapter.mkdir()
     for file in (run / "prompts").glob("adapter_*"):
@@ -158,10 +162,11 @@ def _model(folder: Path) -> int:
 TARGETS = {
     "events": Target("run", "events.jsonl", "lines", _report, (0,)),
     "settings": Target("run", "search.yaml", "yaml", _report, (0,)),
-    "study": Target("run", "study.db", "pickle", _report, (0,)),
+    "study": Target("run", "study.db", "sqlite", _report, (0,)),
     "page": Target("run", "prompts/prompts.json", "json", _report, (0,)),
     "rows": Target("run", "trials/*/test_rows.npz", "pickle", _report, (0,)),
     "resume": Target("run", "s[ep]a[rc][ce]*.yaml", "yaml", _resume),
+    "resume-study": Target("run", "study.db", "sqlite", _resume, (0, 1, 2)),
     "resume-events": Target("run", "events.jsonl", "lines", _resume, (0, 1, 2)),
     "checkpoint": Target("run", "trials/*/checkpoint/state.pt", "pickle", _export),
     "best": Target("run", "best.yaml", "yaml", _best),

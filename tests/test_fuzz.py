@@ -15,7 +15,15 @@ from benchmarks.damage import Changes
 from benchmarks.fuzz import TARGETS, Base, fuzz, make_base, one_case
 
 QUICK = {"space": 40, "best": 40, "prompts": 12, "weights": 4, "adapter": 4, "model": 40}
-QUICK |= {"model-config": 40, "events": 3, "settings": 1, "study": 1, "page": 1, "checkpoint": 4}
+QUICK |= {
+    "model-config": 40,
+    "events": 3,
+    "settings": 1,
+    "study": 3,
+    "resume-study": 3,
+    "page": 1,
+    "checkpoint": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,10 @@ def of_a_model(content: bytes, name: Any) -> bytes:
 
 DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "pages of the study are lost": ("study", lambda old: old[: 8 * 4096] + bytes(len(old))),
+    "no JSON in the study": (
+        "study",
+        lambda old: old.replace(b'"FloatDistribution"', b'"FloatDistribution,'),
+    ),
     "a setting of another kind": ("settings", lambda old: old + b"\nmlflow: 1\n"),
     "half a character": (
         "settings",
@@ -62,8 +74,7 @@ def test_damage_that_brought_a_command_down(damage: str, base: Base, tmp_path: P
             assert changed != content
             return changed
 
-        def pickle(self, content: bytes) -> bytes:
-            return self._bytes_or(content)
+        sqlite = _bytes_or
 
     changes = Change(base.canary, random.Random(0))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,15 @@ def export_best(run: RunDir) -> Path | None:
     row = _winner(results)
     if row is None:
         return None
-    import torch
+    from tune_app.train.loop import read_state
 
     number = int(row["trial"])
     of = number if pd.isna(row["of"]) else int(row["of"])
     file = run.checkpoint(number) / "state.pt"
     try:
-        state = torch.load(file, weights_only=True, map_location=torch.device("cpu"))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{file}: cannot be read, so no prompts are exported: {reason}") from None
+        state = read_state(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read, so no prompts are exported: {error}") from None
     settings = SearchConfig.from_yaml(run.search_yaml)
     begun = RunState.read(run).first
     assert begun is not None  # since a trial has finished

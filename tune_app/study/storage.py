@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 import time
 import uuid
@@ -63,11 +64,15 @@ def _opened(
         try:
             return opens()
         except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
-            reason = str(error).strip().partition("\n")[0]
+            reason = _first_line(error)
             if isinstance(error, sqlalchemy.exc.ArgumentError) or "unable to open" in reason:
                 break  # a wrong address or folder, which no waiting mends
         time.sleep(0.2 * attempt)
     raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _own_storage(file: Path) -> optuna.storages.BaseStorage:
@@ -111,13 +116,23 @@ def check_study(config: SearchConfig) -> None:
 def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
     """The run's study, created if the run has none yet.
 
-    Raises ConfigError if its storage cannot be opened or no longer has the study, or if the study
-    belongs to another run: a copied folder names the study of its original.
+    Raises ConfigError if its storage cannot be opened or no longer has the study, if the study is
+    damaged, or if it belongs to another run: a copied folder names the study of its original.
     """
-    storage = open_storage(config, run)
-    study = optuna.create_study(
-        study_name=name, storage=storage, direction="minimize", load_if_exists=True
-    )
+    storage, where = open_storage(config, run), config.storage or run.study_db
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, direction="minimize", load_if_exists=True
+        )
+        missing_events(study, RunState.read(run))  # reads all of it
+    except Exception as error:  # SQLAlchemy's, Optuna's, json's or ours, by what is damaged
+        if is_locked(error):
+            raise
+        raise ConfigError(
+            f"{where}: the run's study {name!r} cannot be read: {_first_line(error)}. Put back an "
+            f"undamaged copy, or begin a new search from what this one found: --warm-start "
+            f"{shlex.quote(str(run.path))}"
+        ) from None
     if config.storage is not None:
         owner = study.user_attrs.get("run", str(run.path))
         if owner != str(run.path) and Path(owner).exists():  # otherwise the folder was moved
@@ -128,7 +143,7 @@ def open_study(config: SearchConfig, run: RunDir, name: str) -> optuna.Study:
         study.set_user_attr("run", str(run.path))
     if _begun(run) and not study.get_trials(deepcopy=False):
         raise ConfigError(
-            f"{config.storage or run.study_db} does not contain this run's study {name!r}; without "
+            f"{where} does not contain this run's study {name!r}; without "
             "it, all trials would be repeated. Give the --storage that the run started with."
         )
     return study

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -39,10 +40,21 @@ def evaluation_batches(
     ]
 
 
+def read_state(checkpoint: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `TrainingRun.state` kept. Raises ValueError if the checkpoint is damaged."""
+    try:
+        state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=device)
+    except Exception as error:  # whatever the damaged bytes lead torch's unpickler to
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the checkpoint is damaged ({reason})") from error
+    if not (isinstance(state, dict) and isinstance(state.get("model"), dict)):
+        raise ValueError("the checkpoint is damaged (it has no trained parameters)")
+    return state
+
+
 def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
     """Whether the checkpoint is from a run with exactly this config, including its changes."""
-    state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
-    return TrialConfig.from_dict(state["config"]) == config
+    return TrialConfig.from_dict(read_state(checkpoint)["config"]) == config
 
 
 class TrainingRun:
@@ -205,9 +217,7 @@ class TrainingRun:
 
     def load_state(self, checkpoint: bytes) -> None:
         """Resumes from `state()`, with the losses of a run that was never interrupted."""
-        state = torch.load(
-            io.BytesIO(checkpoint), weights_only=True, map_location=self.model.backbone.device
-        )
+        state = read_state(checkpoint, self.model.backbone.device)
         self.model.load_state_dict(state["model"])
         self._begin_phase(state["step"] - 1)  # a change after its last step comes later
         self.optimizer.load_state_dict(state["optimizer"])
@@ -226,7 +236,7 @@ class TrainingRun:
         self.load_state(checkpoint)
         if spent is None or self.last_report is None:
             return
-        state = torch.load(io.BytesIO(spent), weights_only=True, map_location="cpu")
+        state = read_state(spent)
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self.model.usage = usage = Usage(**state["usage"])
         self.last_report = replace(
