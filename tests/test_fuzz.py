@@ -48,12 +48,14 @@ def of_a_model(content: bytes, name: Any) -> bytes:
     return with_values(content, model=json.loads(content)["model"] | {"name": name})
 
 
+def torn_json(study: bytes) -> bytes:
+    return study.replace(b'"FloatDistribution"', b'"FloatDistribution,')
+
+
 DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "pages of the study are lost": ("study", lambda old: old[: 8 * 4096] + bytes(len(old))),
-    "no JSON in the study": (
-        "study",
-        lambda old: old.replace(b'"FloatDistribution"', b'"FloatDistribution,'),
-    ),
+    "no JSON in the study": ("study", torn_json),
+    "no JSON in a study that is resumed": ("resume-study", torn_json),
     "a setting of another kind": ("settings", lambda old: old + b"\nmlflow: 1\n"),
     "half a character": (
         "settings",

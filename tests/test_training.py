@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,6 +305,32 @@ def test_a_checkpoint_holds_only_what_trains(tiny, tiny_data):
     assert len(state) < 3 * 4 * trained + 16_000  # values and AdamW's two moments, float32
     loaded = torch.load(io.BytesIO(state), weights_only=True)
     assert set(loaded["model"]) == {"prompt_embeddings", "intermediate_prompt_embeddings", "score"}
+
+
+def with_pickle(content: bytes) -> bytes:
+    """A file of torch's with this as its pickled part."""
+    whole, changed = io.BytesIO(), io.BytesIO()
+    torch.save({"model": {}}, whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith("data.pkl") else old.read(name))
+    return changed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        b"",
+        b"torn",
+        with_pickle(b""),
+        with_pickle(b"\x80\x02q\x00."),
+        with_pickle(b"\x80\x02K\x07."),
+    ],
+    ids=["empty", "not torch's", "nothing in it", "asks an empty stack", "a number"],
+)
+def test_a_damaged_checkpoint_has_one_error(checkpoint: bytes):
+    with pytest.raises(ValueError, match="the checkpoint is damaged"):
+        training.read_state(checkpoint)
 
 
 def test_an_absurd_learning_rate_is_reported_as_divergence(tiny, tiny_data):

@@ -66,7 +66,7 @@ def _opened(
         except Exception as error:  # SQLAlchemy, Optuna and database drivers: many unrelated types
             reason = _first_line(error)
             if isinstance(error, sqlalchemy.exc.ArgumentError) or "unable to open" in reason:
-                break  # a wrong address or folder, which no waiting mends
+                break  # a wrong address or folder, which waiting does not mend
         time.sleep(0.2 * attempt)
     raise ConfigError(f"{what} cannot be opened as an Optuna storage: {reason}")
 

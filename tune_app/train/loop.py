@@ -44,11 +44,10 @@ def read_state(checkpoint: bytes, device: torch.device | str = "cpu") -> dict[st
     """What `TrainingRun.state` kept. Raises ValueError if the checkpoint is damaged."""
     try:
         state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=device)
-    except Exception as error:  # whatever the damaged bytes lead torch's unpickler to
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"the checkpoint is damaged ({reason})") from error
+    except Exception as error:  # whatever the bytes lead torch's unpickler to
+        raise ValueError("the checkpoint is damaged") from error
     if not (isinstance(state, dict) and isinstance(state.get("model"), dict)):
-        raise ValueError("the checkpoint is damaged (it has no trained parameters)")
+        raise ValueError("the checkpoint is damaged: it has no trained parameters")
     return state
 
 
