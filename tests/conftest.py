@@ -37,10 +37,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts servers is slow, but for the one whole search on a real swarm.
 
-    Files with slow tests come first: of two processes that share the files, neither is left with a
+    Files with long tests come first: of two processes that share the files, neither is left with a
     long one at the end."""
     for item in items:
         if item.get_closest_marker("swarm") and item.path.name != "test_search.py":
             item.add_marker(pytest.mark.slow)
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    long = {
+        item.path
+        for item in items
+        if any(item.get_closest_marker(name) for name in ("slow", "swarm", "browser"))
+    }
+    items.sort(key=lambda item: item.path not in long)

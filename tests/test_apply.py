@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 
 import pytest
@@ -20,6 +22,7 @@ from tune_app.apply.inference import open_prompts
 from tune_app.apply.logits import row_scores
 from tune_app.apply.prompts_folder import read_about, read_weights
 from tune_app.report.results import load
+from tune_app.run import output
 from tune_app.run.run_dir import RunDir
 
 
@@ -190,11 +193,33 @@ def test_a_run_killed_before_its_export_is_exported(run, tmp_path, capsys):
     assert read_about(copy / "prompts") == read_about(run.prompts)
 
 
+LINES = "\n".join(f"wing song {i}" for i in range(2000))
+
+
+def test_a_reader_that_has_seen_enough(run, monkeypatch, capsys):
+    """In this process, where the pipe is not the first descriptor; as a command, the next test."""
+    reading, writing = os.pipe()
+    forget = output.forget_output
+    with open(reading) as reader, open(writing, "w") as pipe, ThreadPoolExecutor(1) as head:
+
+        def read_one_line() -> str:
+            with reader:
+                return reader.readline()
+
+        line = head.submit(read_one_line)
+        monkeypatch.setattr("sys.stdin", io.StringIO(LINES))
+        monkeypatch.setattr("sys.stdout", pipe)
+        monkeypatch.setattr(output, "forget_output", lambda _: forget(pipe.fileno()))
+        assert not apply.main([str(run.path), "--quiet"])  # None, as which a process ends well
+        assert line.result().count("\n") == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
 def test_head_that_has_seen_enough(run):
-    lines = "\n".join(f"wing song {i}" for i in range(2000))
     command = f"{sys.executable} -m tune_app.apply {run.path} --quiet | head -1"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], input=lines, capture_output=True, text=True
+        ["bash", "-o", "pipefail", "-c", command], input=LINES, capture_output=True, text=True
     )
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1

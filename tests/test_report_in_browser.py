@@ -214,6 +214,8 @@ def test_a_thousand_trials_open_in_under_three_seconds(browser: Any, tmp_path: P
         browser.get(run.report_html.as_uri())
         _wait(browser, "document.querySelector('.plot[data-drawn]') !== null")
         opened.append(time.monotonic() - began)
+        if opened[-1] < 3:
+            break
     assert min(opened) < 3
     _draw_all(browser)
     assert browser.get_log("browser") == []

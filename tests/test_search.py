@@ -20,6 +20,7 @@ from benchmarks.relay import free_port
 from tests.pages import ROOT
 from tests.sockets import watched_sockets
 from tests.tiny_models import write_tiny_model
+from tune_app.apply import cli as apply
 from tune_app.report.results import load
 from tune_app.run.run_dir import RunDir
 from tune_app.search.cli import main
@@ -58,7 +59,9 @@ def check_password_is_kept(run: RunDir, logs: Path) -> None:
 
 
 @pytest.mark.swarm
-def test_a_real_search_on_a_real_swarm(tmp_path: Path, rays_folder: Path) -> None:
+def test_a_real_search_on_a_real_swarm(
+    tmp_path: Path, rays_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And nothing leaks: no socket leads off this machine, and no file or page has the password."""
     run, sockets = RunDir(tmp_path / "run"), watched_sockets(tmp_path / "sockets")
     storage = f"sqlite:///file:{tmp_path / 'study.db'}?uri=true&password=hunter2"
@@ -106,12 +109,12 @@ def test_a_real_search_on_a_real_swarm(tmp_path: Path, rays_folder: Path) -> Non
     assert run.report_html.stat().st_size > 100_000
 
     # The verdict's figures are means over the seeds; these are of the prompts that one gets.
-    evaluate = [sys.executable, "-m", "tune_app.apply", str(run.path), "--evaluate", "--quiet"]
-    evaluated = subprocess.run(evaluate, capture_output=True, text=True, timeout=120)
+    assert apply.main([str(run.path), "--evaluate", "--quiet"]) == 0
+    evaluated = capsys.readouterr()
     figures = re.fullmatch(
-        r"test: (loss \S+, accuracy [\d.]+, f1 [\d.]+) \(\d+ rows\)\n", evaluated.stdout
+        r"test: (loss \S+, accuracy [\d.]+, f1 [\d.]+) \(\d+ rows\)\n", evaluated.out
     )
-    assert figures, evaluated.stderr
+    assert figures, evaluated.err
     said = f"Exported prompts: test {figures[1]} (confirmation run "
     for place in (out, run.summary_txt.read_text(), run.report_html.read_text()):
         assert said in " ".join(place.split())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -143,24 +145,53 @@ def test_divergence_is_told_and_nothing_exported(tmp_path, capsys):
     assert not RunDir(out).prompts.exists()
 
 
-def test_ctrl_c_ends_it_cleanly(tmp_path):
-    out = tmp_path / "run"
-    told = [*flags(tmp_path), f"--out={out}", "--steps=100000"]
-    command = [sys.executable, "-m", "tune_app.train", *told]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        events = out / "events.jsonl"
-        while process.poll() is None and not (events.is_file() and "trial_started" in _kinds(out)):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-    assert process.returncode == 130
+def _wait_until_it_trains(out: Path, over: Callable[[], bool]) -> None:
+    while not over() and "trial_started" not in _kinds(out):
+        time.sleep(0.05)
+
+
+def _check_it_was_interrupted(out: Path, code: int, said: str) -> None:
+    assert code == 130
     assert "Traceback" not in said
     assert "interrupted" in said
     assert _kinds(out)[-1] == "search_ended"
     assert load(RunDir(out)).trials["status"].tolist() == [Status.INTERRUPTED]
 
 
+def test_ctrl_c_ends_it_cleanly(tmp_path, capsys):
+    """In this process; what ends as a process is the next test's."""
+    out, over = tmp_path / "run", threading.Event()
+
+    def interrupt() -> None:
+        _wait_until_it_trains(out, over.is_set)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        code = train.main([*flags(tmp_path), f"--out={out}", "--steps=100000"])
+    except KeyboardInterrupt:  # would end all tests
+        pytest.fail("Ctrl-C came through")
+    over.set()
+    thread.join()
+    _check_it_was_interrupted(out, code, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_cleanly(tmp_path):
+    out = tmp_path / "run"
+    told = [*flags(tmp_path), f"--out={out}", "--steps=100000"]
+    command = [sys.executable, "-m", "tune_app.train", *told]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_until_it_trains(out, lambda: process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    _check_it_was_interrupted(out, process.returncode, said)
+
+
 def _kinds(run: Path) -> list[str]:
-    return [json.loads(line)["event"] for line in (run / "events.jsonl").open()]
+    events = run / "events.jsonl"
+    return [json.loads(line)["event"] for line in events.open()] if events.is_file() else []

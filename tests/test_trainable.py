@@ -118,6 +118,7 @@ print(json.dumps([loaded, name, dict(environment)]))
 """
 
 
+@pytest.mark.slow
 def test_its_process_loads_neither_torch_nor_tune(tmp_path: Path) -> None:
     """As Tune starts it: with its own class cache, storage and trial info."""
     output = subprocess.run(
