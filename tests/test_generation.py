@@ -157,7 +157,7 @@ class Forgetful(LocalBackbone):
                 self._cache = DynamicCache(config=self._whole.trunk.config)
                 return super().extend(embeds_BSH)
 
-        return Session(self._whole, deep_LBPH)
+        return Session(self._whole, deep_LBPH, most_positions)
 
 
 def test_a_wrong_cache_is_found_and_not_used(llama: Path, passes: Counter[str]) -> None:

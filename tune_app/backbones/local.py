@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tune_app.backbones.protocol import PackLimits, Traffic
+from tune_app.models.kept import KeptLayer
 from tune_app.models.load_parts import blocks_of, load_whole
 from tune_app.models.parts import Whole
 
@@ -49,7 +50,7 @@ class LocalBackbone:
         return self._whole.head(hidden_BTH)
 
     def session(self, deep_LBPH: torch.Tensor | None, most_positions: int) -> LocalSession:
-        return LocalSession(self._whole, deep_LBPH)
+        return LocalSession(self._whole, deep_LBPH, most_positions)
 
     def health(self) -> None:
         return None
@@ -108,9 +109,15 @@ class LocalBackbone:
 class LocalSession:
     """Session of a LocalBackbone; see the protocol."""
 
-    def __init__(self, whole: Whole, deep_LBPH: torch.Tensor | None) -> None:
+    def __init__(
+        self, whole: Whole, deep_LBPH: torch.Tensor | None, most_positions: int
+    ) -> None:
         self._whole, self._deep_LBPH = whole, deep_LBPH
         self._cache = DynamicCache(config=whole.trunk.config)
+        self._cache.layers = [  # sliding windows stay as they are: they copy only the window
+            KeptLayer(most_positions) if type(layer) is DynamicLayer else layer
+            for layer in self._cache.layers
+        ]
 
     @torch.no_grad()
     def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from tune_app.models.load_parts import blocks_of, cut_to_one_block
@@ -42,9 +42,13 @@ def _around(model: PreTrainedModel, index: int, stand_in: nn.Module) -> Any:
     shell = _twin(base)
     shell.config = copy.deepcopy(base.config)
     cut_to_one_block(shell.config, index)
-    (name,) = (name for name, child in base.named_children() if child is blocks)
-    setattr(shell, name, nn.ModuleList([stand_in]))
+    setattr(shell, _list_name(base, blocks), nn.ModuleList([stand_in]))
     return shell
+
+
+def _list_name(base: nn.Module, blocks: nn.ModuleList) -> str:
+    (name,) = (name for name, child in base.named_children() if child is blocks)
+    return name
 
 
 class Block(nn.Module):
@@ -55,9 +59,9 @@ class Block(nn.Module):
 
     def __init__(self, model: PreTrainedModel, index: int) -> None:
         super().__init__()
-        slot = _Slot(blocks_of(model)[index])
-        self.shell = _around(model, index, slot)
-        self.passing = slot.passing
+        self.index, self.passing = index, _Passing()
+        self.slot = _Slot(blocks_of(model)[index], self.passing)
+        self.shell = _around(model, index, self.slot)
 
     def forward(self, hidden_BSH: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """[B, S, H] -> [B, S, H], differentiable; with a cache, S is the positions after it."""
@@ -70,16 +74,54 @@ class Block(nn.Module):
             passing.hidden = None
 
 
-class _Slot(nn.Module):
-    """Stands in for the blocks: gives the one block its real input and keeps its real output."""
+class Span(nn.Module):
+    """Several blocks in one pass of the family's `forward`, which then makes masks and positions
+    only once; the results are the same. Their weights are those of `blocks`.
 
-    def __init__(self, block: nn.Module) -> None:
+    Thread-safe.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.block = block
-        self.passing = _Passing()
+        self.indices, self.passing = [block.index for block in blocks], _Passing()
+        first = blocks[0]
+        self.shell = _twin(first.shell)
+        self.shell.config = config = copy.deepcopy(first.shell.config)
+        config.num_hidden_layers = len(blocks)
+        if hasattr(config, "layer_types") and config.layer_types:
+            config.layer_types = [block.shell.config.layer_types[0] for block in blocks]
+        slots = [_Slot(block.slot.block, self.passing, at) for at, block in enumerate(blocks)]
+        name = _list_name(first.shell, blocks_of(first.shell))
+        setattr(self.shell, name, nn.ModuleList(slots))
+
+    def forward(
+        self, hidden_BSH: torch.Tensor, deep: Sequence[torch.Tensor | None], cache: Cache
+    ) -> torch.Tensor:
+        """[B, S, H] -> [B, S, H], S being the positions after the cache.
+
+        deep: what is added to the first of these positions, None or [B, P, H] for each block
+        """
+        passing = self.passing
+        passing.hidden, passing.deep = hidden_BSH, deep
+        try:
+            self.shell(inputs_embeds=hidden_BSH.detach(), use_cache=True, cache=cache)
+            return passing.hidden
+        finally:
+            passing.hidden = passing.deep = None
+
+
+class _Slot(nn.Module):
+    """Stands in for a block: gives it its real input and keeps its real output."""
+
+    def __init__(self, block: nn.Module, passing: _Passing, at: int = 0) -> None:
+        super().__init__()
+        self.block, self.passing, self.at = block, passing, at
 
     def forward(self, hidden_BSH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = self.block(self.passing.hidden, *args, **kwargs)
+        real_BSH, deep = self.passing.hidden, self.passing.deep
+        if deep is not None and deep[self.at] is not None:
+            real_BSH = with_deep_prompt(real_BSH, deep[self.at])
+        result = self.block(real_BSH, *args, **kwargs)
         as_tuple = isinstance(result, tuple)
         self.passing.hidden = result[0] if as_tuple else result
         return (hidden_BSH,) if as_tuple else hidden_BSH
@@ -90,7 +132,7 @@ class _Passing(threading.local):
 
     hidden: torch.Tensor | None = None
     blocks: Blocks | None = None
-    deep: torch.Tensor | None = None
+    deep: torch.Tensor | Sequence[torch.Tensor | None] | None = None
 
 
 class Whole(nn.Module):
@@ -139,21 +181,6 @@ def with_deep_prompt(hidden_BSH: torch.Tensor, deep_BPH: torch.Tensor) -> torch.
     return torch.cat(
         [hidden_BSH[:, :prompt_tokens] + deep_BPH, hidden_BSH[:, prompt_tokens:]], dim=1
     )
-
-
-class OneBlockCache(Cache):
-    """The cache of one block with any index: keys and values [B, heads, positions, size]."""
-
-    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
-        super().__init__(layers=[DynamicLayer()])
-        if keys is not None and values is not None:
-            self.layers[0].lazy_initialization(keys, values)
-            self.layers[0].keys, self.layers[0].values = keys, values
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, _index: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.layers[0].update(keys, values, *args, **kwargs)
 
 
 class Ends(nn.Module):

@@ -24,8 +24,9 @@ from petals.server.backend import TransformerBackend
 from petals.utils.convert_block import QuantType
 
 from tune_app.models.identity import ModelIdentity
+from tune_app.models.kept import KeptCache, KeptLayer
 from tune_app.models.load_parts import load_blocks
-from tune_app.models.parts import Block, OneBlockCache
+from tune_app.models.parts import Block
 from tune_app.serve.asking import KEEPS_GRAPHS
 from tune_app.serve.fast_step import compute_fast
 from tune_app.serve.processes import hivemind_ends_with_us
@@ -43,9 +44,6 @@ _OPTIONS: dict[str, Any] = {  # of Petals' own `Server`
     "auto_nat": False,
     "nat_port_map": False,  # would look for a router
 }
-# What Petals passes to a block besides hidden states, and gets back: keys [B * heads, size, S] and
-# values [B * heads, S, size] of all positions so far.
-_KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class ServedBlock(petals_compat.TensorParallel):
@@ -70,17 +68,14 @@ class ServedBlock(petals_compat.TensorParallel):
     def forward(
         self,
         hidden_BSH: torch.Tensor,
-        layer_past: _KeysValues | None = None,
+        layer_past: KeptLayer | None = None,
         use_cache: bool = False,
-    ) -> tuple[torch.Tensor, ...] | tuple[torch.Tensor, _KeysValues]:
+    ) -> tuple[torch.Tensor, ...] | tuple[torch.Tensor, KeptLayer]:
         if not use_cache:
             return (self.block(hidden_BSH),)
         assert layer_past is not None  # with no positions at first
-        keys, values = (past.unflatten(0, (len(hidden_BSH), -1)) for past in layer_past)
-        cache = OneBlockCache(keys.transpose(-1, -2).contiguous(), values)
-        hidden_BSH = self.block(hidden_BSH, cache)
-        kept = cache.layers[0]
-        return hidden_BSH, (kept.keys.transpose(-1, -2).flatten(0, 1), kept.values.flatten(0, 1))
+        cache = KeptCache([layer_past], [self.block.index])
+        return self.block(hidden_BSH, cache), layer_past
 
     @torch.no_grad()
     def _cache_shape(self, hidden_size: int) -> tuple[int, int, int]:
@@ -89,10 +84,9 @@ class ServedBlock(petals_compat.TensorParallel):
         The config is not enough for all families: Falcon keeps a key for each query head, and Qwen
         and Gemma have head sizes other than hidden size / heads.
         """
-        cache, weight = OneBlockCache(), next(self.parameters())
-        self.block(weight.new_zeros(1, 1, hidden_size), cache)
-        keys, values = cache.layers[0].keys, cache.layers[0].values
-        return keys.shape[1], keys.shape[3], values.shape[3]
+        layer, weight = KeptLayer(1), next(self.parameters())
+        self(weight.new_zeros(1, 1, hidden_size), layer, use_cache=True)
+        return layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]
 
 
 @dataclass
@@ -121,17 +115,29 @@ class _Config:
 
 
 class _Backend(TransformerBackend):
+    """Petals' backend, whose blocks write new keys and values into the session's cache, instead of
+    copying all of them for each token."""
+
     def get_inference_cache_descriptors(
         self, batch_size: int, max_length: int
     ) -> Sequence[TensorDescriptor]:
         heads, key_size, value_size = self.module.cache_shape
         return [
-            TensorDescriptor(shape, dtype=self.dtype, device=self.module.devices[0])
-            for shape in (
-                (batch_size, heads, key_size, max_length),
-                (batch_size, heads, max_length, value_size),
+            TensorDescriptor(
+                (batch_size, heads, max_length, size),
+                dtype=self.dtype,
+                device=self.module.devices[0],
             )
+            for size in (key_size, value_size)
         ]
+
+    def _select_layer_past(
+        self, cache_tensors: Sequence[torch.Tensor], prefix_length: int
+    ) -> KeptLayer:
+        return KeptLayer.over(*cache_tensors, used=prefix_length)
+
+    def _update_cache_inplace(self, *_args: Any) -> None:
+        pass  # done by the block
 
 
 def _load_block(
