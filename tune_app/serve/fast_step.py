@@ -11,6 +11,7 @@ What follows replaces functions and a class of Petals' server.
 from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
+import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -20,27 +21,33 @@ import torch
 import tune_app.petals_compat  # noqa: F401
 from petals.server import handler as petals_handler
 from petals.server import server as petals_server
-from petals.server.backend import TransformerBackend, merge_inference_pools_inplace
-from petals.server.task_pool import PrioritizedTaskPool
+from petals.server import block_functions
+from petals.server.backend import TransformerBackend
 from petals.utils.misc import is_dummy
 from petals.utils.packaging import unpack_args_kwargs
 
 from tune_app.serve.asking import NOT_KEPT
+from tune_app.serve.cached_steps import CachedSteps
 from tune_app.serve.chain import Chain, free_bytes
+from tune_app.serve.direct_pool import DirectPool
 
 # Of the request that the current task of the handler's event loop answers.
 _METADATA: ContextVar[dict[str, Any]] = ContextVar("_METADATA")
 
 
 def _merge_pools(backends: dict[str, TransformerBackend]) -> None:
-    """One pool for all blocks' forward passes and one for the backward passes."""
-    merge_inference_pools_inplace(backends)
+    """One pool each for all blocks' forward passes, backward passes and steps with a cache."""
     pool = next(iter(backends.values())).forward_pool
     device = pool.device or torch.device("cpu")
     chain = Chain(backends, lambda: free_bytes(device))
-    for kind in ("forward", "backward"):
-        merged = PrioritizedTaskPool(
-            getattr(chain, kind),
+    computed = {
+        "forward": chain.forward,
+        "backward": chain.backward,
+        "inference": CachedSteps(backends),
+    }
+    for kind, compute in computed.items():
+        merged = DirectPool(
+            compute,
             max_batch_size=pool.max_batch_size,
             device=pool.device,
             name=f"merged_{kind}",
@@ -125,6 +132,7 @@ class TransformerConnectionHandler(petals_handler.TransformerConnectionHandler):
 def compute_fast() -> None:
     """Applies this to the servers of this process; to be called before they are created."""
     petals_server.merge_inference_pools_inplace = _merge_pools
+    block_functions.MAX_SHORT_INFERENCE_TOKENS = sys.maxsize  # above, each block is a task
     petals_server.TransformerConnectionHandler = TransformerConnectionHandler
     petals_handler.run_rpc_forward = _run_rpc_forward
     petals_handler.run_rpc_backward = _run_rpc_backward
