@@ -10,14 +10,17 @@ from __future__ import annotations
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
 import itertools
 import time
-import uuid
 from typing import Any
 
 import torch
 
 import tune_app.petals_compat  # noqa: F401
+from hivemind import MSGPackSerializer, deserialize_torch_tensor, serialize_torch_tensor
+from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
+from hivemind.proto.runtime_pb2 import ExpertRequest
 from petals.client.inference_session import InferenceSession
 from petals.utils.misc import DUMMY, DUMMY_INT64
+from petals.utils.packaging import pack_args_kwargs
 
 from tune_app.backbones.protocol import BackboneUnavailable
 from tune_app.models.parts import Ends
@@ -32,34 +35,34 @@ class SwarmSession:
     ) -> None:
         self._ends, self._manager, self._deep_LBPH = ends, manager, deep_LBPH
         self._most_positions = most_positions
-        self._into_BSH: torch.Tensor | None = None  # the blocks' input, all positions so far
+        self._into: list[torch.Tensor] = []  # the blocks' input so far, [B, S, H] each
+        self._positions = 0
         self._servers: list[Any] = []  # Petals' sessions, in the order of their blocks
         self._opening = InferenceSession(manager, most_positions)
 
     @torch.no_grad()
     def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
         def blocks(hidden_BSH: torch.Tensor) -> torch.Tensor:
-            parts = [hidden_BSH] if self._into_BSH is None else [self._into_BSH, hidden_BSH]
-            self._into_BSH = torch.cat(parts, dim=1)
-            return self._remote(self._into_BSH, hidden_BSH.shape[1])
+            self._into.append(hidden_BSH)
+            return self._remote()
 
-        first = 0 if self._into_BSH is None else self._into_BSH.shape[1]
+        first, self._positions = self._positions, self._positions + embeds_BSH.shape[1]
         return self._ends(embeds_BSH, blocks, first)
 
     def close(self) -> None:
         self._opening._exit_server_sessions(self._servers)
         self._servers = []
 
-    def _remote(self, hidden_BSH: torch.Tensor, new: int) -> torch.Tensor:
-        """The blocks' output for the last `new` positions of hidden [B, S, H]."""
+    def _remote(self) -> torch.Tensor:
+        """The blocks' output for the positions of the last piece."""
+        new_BSH = self._into[-1]
         first_failure: float | None = None
         for attempt in itertools.count():
             try:
                 if self._servers:
-                    return self._step(hidden_BSH[:, -new:], DUMMY)
+                    return self._step(new_BSH)
                 self._open()
-                deep = DUMMY if self._deep_LBPH is None else self._deep_LBPH
-                return self._step(hidden_BSH, deep)[:, -new:]
+                return self._step(torch.cat(self._into, dim=1))[:, -new_BSH.shape[1] :]
             except Exception as error:  # whatever Petals raises, it all means the same
                 failure = error
             self.close()
@@ -76,14 +79,35 @@ class SwarmSession:
         )
         self._servers = self._opening._enter_server_sessions(route)
 
-    def _step(self, hidden_BSH: torch.Tensor, deep_LBPH: torch.Tensor) -> torch.Tensor:
-        step_id = str(uuid.uuid4())
+    def _step(self, hidden_BSH: torch.Tensor) -> torch.Tensor:
         for server in self._servers:
-            deep = deep_LBPH[server.span.start : server.span.end]
             try:
-                hidden_BSH = server.step(hidden_BSH, deep, DUMMY_INT64, step_id=step_id)
+                hidden_BSH = self._ask(server, hidden_BSH)
             except Exception:
                 self._manager.on_request_failure(server.span.peer_id)
                 raise
             self._manager.on_request_success(server.span.peer_id)
         return hidden_BSH
+
+    def _ask(self, server: Any, hidden_BSH: torch.Tensor) -> torch.Tensor:
+        """What Petals' `step` of a server's session does, without copying the text so far for each
+        token. Only the first request of a session has deep prompts, and metadata that servers read.
+        """
+        deep, about = DUMMY, b""
+        if not server.stepped:
+            if self._deep_LBPH is not None:
+                deep = self._deep_LBPH[server.span.start : server.span.end]
+            _, structure = pack_args_kwargs(hidden_BSH, deep, DUMMY_INT64)
+            told = {"session_id": server.session_id, "args_structure": structure}
+            about = MSGPackSerializer.dumps(server.session_metadata | told)
+        compression = server.rpc_info["inference_schema"][0][0].compression
+        tensors = [
+            serialize_torch_tensor(tensor, compression)
+            for tensor in (hidden_BSH, deep, DUMMY_INT64)
+        ]
+        request = ExpertRequest(uid=server.uid, tensors=tensors, metadata=about)
+        answer = RemoteExpertWorker.run_coroutine(server._step(request))
+        output_BSH = deserialize_torch_tensor(answer.tensors[0])
+        if output_BSH.shape != hidden_BSH.shape:
+            raise ValueError(f"a server answered {output_BSH.shape} to {hidden_BSH.shape}")
+        return output_BSH
