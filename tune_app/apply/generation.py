@@ -89,9 +89,9 @@ class _Kept:
     def next_logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """[V]: the logits of the token after all tokens so far and these."""
         backbone = self._model.backbone
-        request = self._model.request(Dataset([list(tokens)]).batch([0]), needs_grad=False)
-        embeds_BSH = request.embeds_BTH
+        embeds_BSH = backbone.embed(torch.tensor([list(tokens)], device=backbone.device))
         if self._session is None:
+            request = self._model.request(Dataset([list(tokens)]).batch([0]), needs_grad=False)
             prompt_BPH = request.prompt_PH[None].to(embeds_BSH.dtype)
             embeds_BSH = torch.cat([prompt_BPH, embeds_BSH], dim=1)
             deep_LPH = request.deep_LPH

@@ -109,9 +109,7 @@ class LocalBackbone:
 class LocalSession:
     """Session of a LocalBackbone; see the protocol."""
 
-    def __init__(
-        self, whole: Whole, deep_LBPH: torch.Tensor | None, most_positions: int
-    ) -> None:
+    def __init__(self, whole: Whole, deep_LBPH: torch.Tensor | None, most_positions: int) -> None:
         self._whole, self._deep_LBPH = whole, deep_LBPH
         self._cache = DynamicCache(config=whole.trunk.config)
         self._cache.layers = [  # sliding windows stay as they are: they copy only the window

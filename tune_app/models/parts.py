@@ -102,12 +102,12 @@ class Span(nn.Module):
         deep: what is added to the first of these positions, None or [B, P, H] for each block
         """
         passing = self.passing
-        passing.hidden, passing.deep = hidden_BSH, deep
+        passing.hidden, passing.deep_of = hidden_BSH, deep
         try:
             self.shell(inputs_embeds=hidden_BSH.detach(), use_cache=True, cache=cache)
             return passing.hidden
         finally:
-            passing.hidden = passing.deep = None
+            passing.hidden, passing.deep_of = None, ()
 
 
 class _Slot(nn.Module):
@@ -118,9 +118,10 @@ class _Slot(nn.Module):
         self.block, self.passing, self.at = block, passing, at
 
     def forward(self, hidden_BSH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        real_BSH, deep = self.passing.hidden, self.passing.deep
-        if deep is not None and deep[self.at] is not None:
-            real_BSH = with_deep_prompt(real_BSH, deep[self.at])
+        real_BSH = self.passing.hidden
+        if (deep_BPH := self.passing.deep_of[self.at]) is not None:
+            assert real_BSH is not None
+            real_BSH = with_deep_prompt(real_BSH, deep_BPH)
         result = self.block(real_BSH, *args, **kwargs)
         as_tuple = isinstance(result, tuple)
         self.passing.hidden = result[0] if as_tuple else result
@@ -132,7 +133,8 @@ class _Passing(threading.local):
 
     hidden: torch.Tensor | None = None
     blocks: Blocks | None = None
-    deep: torch.Tensor | Sequence[torch.Tensor | None] | None = None
+    deep: torch.Tensor | None = None
+    deep_of: Sequence[torch.Tensor | None] = (None,)  # of each block
 
 
 class Whole(nn.Module):

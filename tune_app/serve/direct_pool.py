@@ -26,7 +26,7 @@ import torch
 import tune_app.petals_compat  # noqa: F401
 from petals.server.task_pool import PrioritizedTaskPool
 
-# A pipe takes 64 KiB before the reader must have read some; larger tensors go through shared memory.
+# Larger tensors go through shared memory, because a pipe takes only 64 KiB before it is read.
 _SMALL_BYTES = 32 * 2**10
 
 
@@ -105,8 +105,9 @@ class DirectPool(PrioritizedTaskPool):
             return future
         self.submitted_tasks.put(task)
         self.batch_sender.send(None)  # the runtime counts these
-        if (priority, task.submitted_at) < self.priority:
-            self.priority = (priority, task.submitted_at)
+        urgency = (priority, task.submitted_at)
+        if urgency < self.priority:  # type: ignore[has-type]
+            self.priority = urgency
         return future
 
     # -------------------------------------------------------------------------- in the server

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 # ruff: noqa: I001 (petals can only be imported after petals_compat)
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -40,7 +40,7 @@ def _merge_pools(backends: dict[str, TransformerBackend]) -> None:
     pool = next(iter(backends.values())).forward_pool
     device = pool.device or torch.device("cpu")
     chain = Chain(backends, lambda: free_bytes(device))
-    computed = {
+    computed: dict[str, Callable[..., Sequence[torch.Tensor]]] = {
         "forward": chain.forward,
         "backward": chain.backward,
         "inference": CachedSteps(backends),

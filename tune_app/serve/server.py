@@ -134,7 +134,8 @@ class _Backend(TransformerBackend):
     def _select_layer_past(
         self, cache_tensors: Sequence[torch.Tensor], prefix_length: int
     ) -> KeptLayer:
-        return KeptLayer.over(*cache_tensors, used=prefix_length)
+        keys, values = cache_tensors
+        return KeptLayer.over(keys, values, prefix_length)
 
     def _update_cache_inplace(self, *_args: Any) -> None:
         pass  # done by the block
