@@ -15,16 +15,12 @@ from typing import Any
 import torch
 
 import tune_app.petals_compat  # noqa: F401
-from hivemind import MSGPackSerializer, deserialize_torch_tensor, serialize_torch_tensor
-from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
-from hivemind.proto.runtime_pb2 import ExpertRequest
 from petals.client.inference_session import InferenceSession
-from petals.utils.misc import DUMMY, DUMMY_INT64
-from petals.utils.packaging import pack_args_kwargs
 
 from tune_app.backbones.protocol import BackboneUnavailable
 from tune_app.models.parts import Ends
 from tune_app.serve.reconnecting import pause_s
+from tune_app.serve.session_step import ask
 
 
 class SwarmSession:
@@ -82,32 +78,9 @@ class SwarmSession:
     def _step(self, hidden_BSH: torch.Tensor) -> torch.Tensor:
         for server in self._servers:
             try:
-                hidden_BSH = self._ask(server, hidden_BSH)
+                hidden_BSH = ask(server, hidden_BSH, self._deep_LBPH)
             except Exception:
                 self._manager.on_request_failure(server.span.peer_id)
                 raise
             self._manager.on_request_success(server.span.peer_id)
         return hidden_BSH
-
-    def _ask(self, server: Any, hidden_BSH: torch.Tensor) -> torch.Tensor:
-        """What Petals' `step` of a server's session does, without copying the text so far for each
-        token. Only the first request of a session has deep prompts, and metadata that servers read.
-        """
-        deep, about = DUMMY, b""
-        if not server.stepped:
-            if self._deep_LBPH is not None:
-                deep = self._deep_LBPH[server.span.start : server.span.end]
-            _, structure = pack_args_kwargs(hidden_BSH, deep, DUMMY_INT64)
-            told = {"session_id": server.session_id, "args_structure": structure}
-            about = MSGPackSerializer.dumps(server.session_metadata | told)
-        compression = server.rpc_info["inference_schema"][0][0].compression
-        tensors = [
-            serialize_torch_tensor(tensor, compression)
-            for tensor in (hidden_BSH, deep, DUMMY_INT64)
-        ]
-        request = ExpertRequest(uid=server.uid, tensors=tensors, metadata=about)
-        answer = RemoteExpertWorker.run_coroutine(server._step(request))
-        output_BSH = deserialize_torch_tensor(answer.tensors[0])
-        if output_BSH.shape != hidden_BSH.shape:
-            raise ValueError(f"a server answered {output_BSH.shape} to {hidden_BSH.shape}")
-        return output_BSH
