@@ -25,6 +25,8 @@ _HOOK = f"""
 import json, os, sys
 
 def _hook(event, args):
+    if event[:7] != "socket.":  # most are not, and each import has dozens
+        return
     if event in ("socket.bind", "socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):

@@ -87,7 +87,8 @@ def test_a_third_of_the_first_trials_come_from_the_prior_and_fewer_later(space) 
         study = optuna.create_study(sampler=sampler)
         for number in range(trials):
             study.ask()
-            from_prior[number] += sampler.draws_from_prior(study, study.trials[-1]) / seeds
+            trial = study.get_trials(deepcopy=False)[-1]
+            from_prior[number] += sampler.draws_from_prior(study, trial) / seeds
     assert from_prior[:8].mean() == pytest.approx(1 / 3, abs=0.08)
     assert from_prior[24:].mean() == pytest.approx(share(28), abs=0.06)
 

@@ -73,7 +73,13 @@ def _draw_all(browser: Any) -> int:
     return len(plots)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("one", "diverged")))
+        for name in SHAPES
+    ],
+)
 def test_every_kind_of_run_opens_without_errors(browser: Any, tmp_path: Path, shape: str):
     run = reported_run(tmp_path / "run", **SHAPES[shape])
     browser.get(run.report_html.as_uri())
@@ -113,9 +119,8 @@ def test_all_plots_are_printed(browser: Any, tmp_path: Path):
 def test_the_table_sorts_filters_and_says_so(browser: Any, tmp_path: Path):
     run = reported_run(tmp_path / "run", trials=40)
     trials = pd.read_csv(run.trials_csv)
+    browser.switch_to.new_window("tab")  # a tab remembers how its table was sorted and filtered
     browser.get(run.report_html.as_uri())
-    browser.execute_script("sessionStorage.clear()")
-    browser.refresh()
 
     def column(title: str) -> list[str]:
         return browser.execute_script(

@@ -89,7 +89,7 @@ def test_events_cut_off_at_any_byte_still_open_and_are_completed(
         append(run, event)
     whole = run.events_jsonl.read_bytes()
 
-    for cut in range(0, len(whole), 7):
+    for cut in range(0, len(whole), 17):
         run.events_jsonl.write_bytes(whole[:cut])
         for event in missing_events(study, RunState.read(run)):
             append(run, event)
@@ -142,30 +142,36 @@ def test_a_copied_run_does_not_share_its_originals_study(tmp_path: Path) -> None
     check_study(replace(config, out=tmp_path / "moved"))
 
 
+# In processes that are forked once everything is imported, so that they begin at the same moment.
+OPEN_AT_ONCE = """
+import multiprocessing, sys
+from tune_app.run.run_dir import RunDir
+from tune_app.run.search_config import SearchConfig
+from tune_app.study.storage import open_study
+
+url, *names = sys.argv[1:]
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(len(names))
+
+def begin(name):
+    together.wait()
+    open_study(SearchConfig(storage=url), RunDir(name), name)
+
+processes = [fork.Process(target=begin, args=(name,)) for name in names]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+print([process.exitcode for process in processes])
+"""
+
+
 def test_commands_that_make_a_storage_at_the_same_time_all_open_it(tmp_path: Path) -> None:
     """Each creates its tables where there are none: all but one are refused at first."""
-    code = (
-        "import sys; from tune_app.run.search_config import SearchConfig;"
-        "from tune_app.run.run_dir import RunDir;"
-        "from tune_app.study.storage import open_study; url, name, run = sys.argv[1:];"
-        "print('ready', flush=True); sys.stdin.readline();"  # all at the same moment
-        "open_study(SearchConfig(storage=url), RunDir(run), name)"
-    )
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    opening = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, url, name, str(tmp_path / name)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in "abcd"
-    ]
-    assert [process.stdout.readline() for process in opening] == ["ready\n"] * 4
-    for process in opening:
-        process.stdin.write("\n")
-        process.stdin.flush()
+    command = [sys.executable, "-c", OPEN_AT_ONCE, url, *"abcd"]
 
-    assert [process.communicate()[1] for process in opening] == [""] * 4
+    opened = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert (opened.stdout, opened.stderr) == ("[0, 0, 0, 0]\n", "")
     assert sorted(optuna.get_all_study_names(url)) == ["a", "b", "c", "d"]
