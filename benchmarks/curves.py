@@ -10,6 +10,7 @@ Tasks, all from what Python itself carries:
     topics     paragraphs of the language reference (causal-lm, no labels)
     deep       docstring -> package, with deep prompts
     smollm2    docstring -> package, SmolLM2-135M in place of the demo model; fewer and shorter runs
+    raises     docstring -> whether the function has a raise statement (to tune rules on, not to judge)
 
 Every config of a grid is trained, and at every fifth of the run its loss kept: over all validation
 rows that trials are compared on, over the first 16, 32 and 64 of them, and with the mean of the
@@ -144,6 +145,22 @@ def sizes() -> list[tuple[str, float]]:
     ]
 
 
+def raises() -> list[tuple[str, str]]:
+    """As many of either answer."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found: dict[str, list[str]] = {"yes": [], "no": []}
+    for node, text, _, _ in _nodes(None):
+        if isinstance(node, functions) and len(text) >= 20:
+            raising = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            found["yes" if raising else "no"].append(text)
+    least = min(map(len, found.values()))
+    return [
+        (text, answer)
+        for answer, texts in found.items()
+        for text in random.Random(1).sample(texts, least)
+    ]
+
+
 _CSV = {"text_column": "text", "label_column": "label"}
 TASKS = {
     "kind": CurveTask(_CSV, kinds),
@@ -151,6 +168,7 @@ TASKS = {
     "size": CurveTask({**_CSV, "task": "regression"}, sizes),
     "topics": CurveTask({"task": "causal-lm"}),
     "deep": CurveTask({"tuning_mode": "deep_ptune"}),
+    "raises": CurveTask(_CSV, raises),
     "smollm2": CurveTask(
         {"max_length": 20, "eval_rows": 48, "dtype": "bfloat16"},
         model="smollm2",
