@@ -152,7 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = [*recorded.HELD_OUT, DEMO]
+    names = [*(name for name in recorded.read() if name in recorded.HELD_OUT), DEMO]
     print(f"| | {' | '.join(names)} | mean |")
     print("| --- " * (len(names) + 2) + "|")
     for title, verdict in VERDICTS.items():
