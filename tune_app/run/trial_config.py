@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from tune_app.run.typed import ConfigError, convert, convert_fields, did_you_mean, one_of
@@ -142,7 +142,7 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `from_dict` takes, ready for YAML and JSON; `changes` only if there are
         any."""
-        values = asdict(self)
+        values = dict(vars(self))
         changes = [list(change) for change in values.pop("changes")]
         return values | ({"changes": changes} if changes else {})
 
