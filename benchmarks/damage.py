@@ -188,7 +188,8 @@ class Changes:
             return
         value = self.rng.choice(self.odd)
         if columns[at].endswith("_json") and self.rng.random() < 0.8:
-            value = _json(change_value([json.loads(row[at])], self.rng, self.odd)[0]).decode()
+            changed = change_value([json.loads(row[at])], self.rng, self.odd)
+            value = "".join(_json(part).decode() for part in changed[:1])
         elif isinstance(value, list | dict):
             value = _json(value).decode()
         database.execute(f"UPDATE {table} SET {columns[at]} = ? WHERE rowid = ?", (value, row[0]))
