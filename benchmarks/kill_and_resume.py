@@ -105,8 +105,9 @@ class Search:
             time.sleep(0.02)
         return False
 
-    def check_nothing_is_left(self, within_s: float = 30) -> None:
-        """All processes that the command started end with it, or soon after (but for LATE)."""
+    def check_nothing_is_left(self, within_s: float = 120) -> None:
+        """All processes that the command started end with it, or soon after (but for LATE): a
+        worker of Ray that is just being started looks for its raylet once it has imported Ray."""
         deadline = time.monotonic() + within_s
         while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(0.2)
