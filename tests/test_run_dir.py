@@ -22,6 +22,12 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run").create()
 
 
+def test_half_a_character_in_an_event_is_replaced(run: RunDir):
+    run.events_jsonl.write_text('{"event": "trial_ended", "reason": "\\ud800 \\u00fc"}\n')
+
+    assert run.events() == [{"event": "trial_ended", "reason": "? ü"}]
+
+
 def test_paths_are_absolute_and_below_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     run = RunDir("a/b")

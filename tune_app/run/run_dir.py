@@ -121,6 +121,9 @@ class RunDir:
         for line in lines:
             try:
                 event = json.loads(line)
+                if b"\\u" in line:  # JSON may have lone halves of characters; no table or file may
+                    whole = json.dumps(event, ensure_ascii=False).encode(errors="replace")
+                    event = json.loads(whole)
             except ValueError:
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):
