@@ -22,6 +22,7 @@ from petals.data_structures import InferenceMetadata
 
 from tests.tiny_models import FAMILIES, write_tiny_model
 from tune_app.backbones.local import LocalBackbone
+from tune_app.models import threads
 from tune_app.models.kept import KeptCache, KeptLayer
 from tune_app.models.load_parts import load_blocks
 from tune_app.models.parts import Block, Span
@@ -145,6 +146,27 @@ def test_rows_change_their_order_with_their_keys(folder: Path) -> None:
     swapped = steps(served, [texts, more], order=torch.tensor([1, 0]))[:, -1:]
     torch.testing.assert_close(swapped, steps(served, [texts[[1, 0]], more])[:, -1:])
     assert not torch.allclose(swapped, steps(served, [texts, more])[:, -1:])
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2_000_000, 1), (0, 3)])
+def test_a_small_step_takes_one_thread(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: int
+) -> None:
+    """In process and on a server; a larger one takes all, and all are there again afterwards."""
+    monkeypatch.setattr(threads, "_LEAST_PRODUCTS", most)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        served, here = backends(folder), LocalBackbone(folder, device="cpu", dtype="float32")
+        blocks = [backend.module.block.slot.block for backend in served.values()]
+        for block in [*blocks, *here._model.model.layers]:
+            block.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+        here.session(None, 4).extend(random(1, 2, HIDDEN))
+        steps(served, [random(1, 2, HIDDEN)])
+        assert seen == [expected] * 2 * LAYERS
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------ tasks between processes

@@ -11,6 +11,7 @@ from tune_app.backbones.protocol import PackLimits, Traffic
 from tune_app.models.kept import KeptLayer
 from tune_app.models.load_parts import blocks_of, load_whole
 from tune_app.models.parts import Whole
+from tune_app.models.threads import threads_for
 
 # Share of the device's free memory that the activations of one pack may take.
 _ACTIVATION_SHARE = 0.5
@@ -120,7 +121,9 @@ class LocalSession:
     @torch.no_grad()
     def extend(self, embeds_BSH: torch.Tensor) -> torch.Tensor:
         deep_LBPH, self._deep_LBPH = self._deep_LBPH, None  # for the first positions only
-        return self._whole(embeds_BSH, deep_LBPH, self._cache)
+        rows, positions, _ = embeds_BSH.shape
+        with threads_for(self._whole.products_per_position * rows * positions):
+            return self._whole(embeds_BSH, deep_LBPH, self._cache)
 
     def close(self) -> None:
         pass

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from tune_app.models.load_parts import blocks_of, cut_to_one_block
+from tune_app.models.threads import products_per_position
 
 # Hidden states -> hidden states, [B, S, H]: all blocks of a model, wherever they run.
 Blocks = Callable[[torch.Tensor], torch.Tensor]
@@ -85,6 +86,7 @@ class Span(nn.Module):
         super().__init__()
         self.indices, self.passing = [block.index for block in blocks], _Passing()
         first = blocks[0]
+        self.products_per_position = products_per_position(first.slot)
         self.shell = _twin(first.shell)
         self.shell.config = config = copy.deepcopy(first.shell.config)
         config.num_hidden_layers = len(blocks)
@@ -149,6 +151,7 @@ class Whole(nn.Module):
         self.head = Head(model)
         self.trunk = model.base_model
         self._passing = _Passing()
+        self.products_per_position = products_per_position(blocks_of(model)[0])
         for index, block in enumerate(blocks_of(model)):
             block.register_forward_pre_hook(self._adding_deep_prompts(index))
 

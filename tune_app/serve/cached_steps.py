@@ -19,6 +19,7 @@ from petals.server.backend import TransformerBackend
 
 from tune_app.models.kept import KeptCache, KeptLayer
 from tune_app.models.parts import Span
+from tune_app.models.threads import threads_for
 
 _MOST_SPANS = 64  # that clients may ask for without one of them being made again
 
@@ -55,11 +56,13 @@ class CachedSteps:
             ]
             cache = KeptCache(layers, span.indices)
             most = backend._estimate_max_chunk_length(hidden_BSH, first)  # attention's memory
+            rows, positions, _ = hidden_BSH.shape
             parts = []
-            for start in range(0, hidden_BSH.shape[1], most):
-                part = slice(start, start + most)
-                deep = [None if prompt is None else prompt[:, part] for prompt in prompts_BPH]
-                parts.append(span(hidden_BSH[:, part], deep, cache))
+            with threads_for(span.products_per_position * rows * min(positions, most)):
+                for start in range(0, positions, most):
+                    part = slice(start, start + most)
+                    deep = [None if prompt is None else prompt[:, part] for prompt in prompts_BPH]
+                    parts.append(span(hidden_BSH[:, part], deep, cache))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),)
 
     def _make_span(self, uids: tuple[str, ...]) -> Any:
