@@ -18,8 +18,6 @@ and with fewer seeds 1 and 8 at once:
     wrong prior          tune_app with a prior that is centred two decades too low
     warm start           tune_app with --warm-start from default searches of 16 trials on two other
                          tasks
-    gp                   tune_app with --sampler gp and the default space's prior
-    gp, wrong prior      the same with a prior that is centred two decades too low
 
 Only trials that train to their end count as an answer, and every search runs the documented default
 first. Gain: of what the best recorded config is better than the documented default, how much the
@@ -80,14 +78,6 @@ def _ours(world: World, seed: int, prior: NumberPrior | None = None) -> Study:
     return Study(world, seed, "tpe", _asha(world), prior and {"lr": prior})
 
 
-def _optunas_gp(seed: int) -> optuna.samplers.GPSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8)
-
-
-def _gp(world: World, seed: int, prior: NumberPrior = PRIOR) -> Study:
-    return Study(world, seed, "gp", _asha(world), {"lr": prior}, tell_default=True)
-
-
 def _ray(world: World, seed: int) -> Study:
     shipped = AsyncHyperBandScheduler(time_attr="evaluation", max_t=len(evaluation_steps(50)) + 1)
     return Study(world, seed, "random", shipped)
@@ -116,17 +106,15 @@ WAYS: dict[str, Callable[[World, int], Tool]] = {
     "random": lambda w, seed: Study(w, seed, "random", None),
     "random+ASHA, Ray": _ray,
     "TPE": lambda w, seed: Study(w, seed, "tpe", None),
-    "GP": lambda w, seed: Study(w, seed, _optunas_gp(seed), None),
+    "GP": lambda w, seed: Study(w, seed, "gp", None),
     "BOHB, Syne Tune": SyneTune,
     "TPE+ASHA": _ours,
     "default": partial(_ours, prior=PRIOR),
     "wrong prior": partial(_ours, prior=WRONG_PRIOR),
     "warm start": _warm,
-    "gp": _gp,
-    "gp, wrong prior": partial(_gp, prior=WRONG_PRIOR),
 }
 # One in so many seeds, and 4 at once alone.
-SLOW = {"GP": 10, "gp": 10, "gp, wrong prior": 10, "BOHB, Syne Tune": 4}
+SLOW = {"GP": 10, "BOHB, Syne Tune": 4}
 
 
 def run(name: str, way: str, at_once: int, seeds: int) -> tuple[str, str, int, list[list[End]]]:

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import optuna
 import yaml
-from optuna.trial import FrozenTrial, create_trial
 
 from benchmarks import curves as recorded
 from benchmarks.sample_efficiency import RESULTS, Key, StubTrial
@@ -109,32 +108,27 @@ class Tool(Protocol):
 class Study:
     """Optuna's samplers with Ray Tune's trial schedulers, as tune_app has them.
 
-    The documented default, which lies outside of these spaces, is no trial of the study. With
-    `tell_default` its loss is told as that of the nearest point of the space: in default.yaml it is
-    a point of the space.
+    The documented default, which lies outside of these spaces, is no trial of the study: with a
+    trial without parameters in it, GP learns nothing.
     """
 
     def __init__(
         self,
         world: World,
         seed: int,
-        sampler: str | optuna.samplers.BaseSampler,
+        sampler: str,
         stopper: Any,
         priors: Mapping[str, Prior] | None = None,
         first: Sequence[TrialConfig] = (),
-        *,
-        tell_default: bool = False,
     ) -> None:
         study, base = optuna.create_study(), world.base
         for trial in world.space.first_trials(base, None, first):
             if trial.origin == "warm_start":
                 trial.enqueue(study)
         expected = world.space.expecting(priors or {})
-        built = build_sampler(sampler, seed) if isinstance(sampler, str) else sampler
-        study.sampler = with_priors(built, expected, seed)
+        study.sampler = with_priors(build_sampler(sampler, seed), expected, seed)
         self.trials = StudyTrials(study, world.space, base, RunDir("."), stop=lambda: False)
         self.stopper, self.base, self.began = stopper, base, False
-        self.study, self.space, self.tell_default = study, world.space, tell_default
         if stopper is not None:
             stopper.set_search_properties(OBJECTIVE, "min")
 
@@ -151,8 +145,6 @@ class Study:
 
     def report(self, trial: StubTrial | None, at: int, report: Report, *, last: bool) -> bool:
         if trial is None:
-            if last and self.tell_default:
-                self.study.add_trial(self._default(report))
             return not last
         result, number = report.flat() | {"evaluation": at + 1}, trial.job.number - 1
         self.trials.report(number, report)
@@ -165,15 +157,6 @@ class Study:
                 self.stopper.on_trial_complete(None, trial, result)
             return False
         return True
-
-    def _default(self, report: Report) -> FrozenTrial:
-        near = replace(self.base, warmup_steps=self.space.longest_warmup())
-        return create_trial(
-            params=self.space.params_of(near, self.base),
-            distributions=self.space.distributions(),
-            value=report.objective,
-            user_attrs={"origin": "default"},
-        )
 
 
 class SyneTune:

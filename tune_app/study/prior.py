@@ -2,8 +2,6 @@
 
 A prior never restricts the space. A third of the first trials are drawn from it, the others from
 the whole space, and its share then shrinks (`share`), so a wrong prior costs only a few trials.
-With a sampler that learns from the first result on, the first three trials are drawn from it, and
-no later ones (`PriorFirst`).
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_app.run.typed import convert_fields
-from tune_app.study.samplers import GaussianProcess
 from tune_app.study.space import SearchSpace, origin_of
 
 # Trials drawn before the sampler starts to model: as `build_sampler` has it.
@@ -34,7 +31,6 @@ _FIRST_TRIALS = 8
 # On the recorded curves a half gains no more than a third if the prior is right, and costs more if
 # it is wrong (benchmarks/README.md).
 _FIRST_SHARE = 1 / 3
-_PRIOR_FIRST = 3  # trials, of PriorFirst
 # What a prior that is fitted to earlier runs leaves open.
 _LEAST_SPREAD = 1 / 8  # of a parameter's range
 _LEAST_WEIGHT = 1 / 4  # of all choices together
@@ -51,16 +47,8 @@ class NumberPrior:
     center: float
     spread: float
 
-    def sample(
-        self,
-        distribution: BaseDistribution,
-        rng: np.random.Generator,
-        part: tuple[float, float] = (0.0, 1.0),
-    ) -> float | int:
-        """A value of the distribution, within its bounds and on its steps.
-
-        part: between which quantiles of the prior; by default, anywhere
-        """
+    def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> float | int:
+        """A value of the distribution, within its bounds and on its steps."""
         from scipy.special import ndtr, ndtri  # importing it takes a third of a second
 
         assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -71,7 +59,7 @@ class NumberPrior:
         # Inverse of the distribution function between the bounds: no draw is rejected.
         first, last = ndtr((np.array([low, high]) - center) / spread)
         if last > first:
-            value = center + spread * float(ndtri(first + (last - first) * rng.uniform(*part)))
+            value = center + spread * float(ndtri(rng.uniform(first, last)))
         else:  # the prior is so far outside that both bounds have the same probability in floats
             value = low if center < low else high
         value = float(np.exp(value)) if distribution.log else value
@@ -166,8 +154,9 @@ class PriorSampler(BaseSampler):
     def draws_from_prior(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether this trial is drawn from priors. Enqueued trials do not count as suggested."""
         if trial.number not in self._drawn:
-            before = suggested_before(study, trial)
-            self._drawn[trial.number] = self._rng(trial, "").random() < share(before)
+            earlier = study.get_trials(deepcopy=False)[: trial.number]
+            suggested = sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
+            self._drawn[trial.number] = self._rng(trial, "").random() < share(suggested)
         return self._drawn[trial.number]
 
     def infer_relative_search_space(
@@ -196,7 +185,7 @@ class PriorSampler(BaseSampler):
     ) -> Any:
         prior = self._priors.get(param_name)
         if prior is not None and self.draws_from_prior(study, trial):
-            return self._draw(prior, param_distribution, study, trial, param_name)
+            return prior.sample(param_distribution, self._rng(trial, param_name))
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -214,61 +203,14 @@ class PriorSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self._sampler.reseed_rng()
 
-    def _draw(
-        self,
-        prior: Prior,
-        distribution: BaseDistribution,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        name: str,
-    ) -> Any:
-        return prior.sample(distribution, self._rng(trial, name))
-
     def _rng(self, trial: FrozenTrial, name: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, zlib.crc32(name.encode())])
-
-
-class PriorFirst(PriorSampler):
-    """Draws the first three suggested trials from priors, and none later.
-
-    Numbers come from the lower, middle and upper third of their prior, in an order that follows
-    from the seed. So three trials show where a parameter should go even if the prior is wrong.
-    """
-
-    def draws_from_prior(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        if trial.number not in self._drawn:
-            self._drawn[trial.number] = suggested_before(study, trial) < _PRIOR_FIRST
-        return self._drawn[trial.number]
-
-    def _draw(
-        self,
-        prior: Prior,
-        distribution: BaseDistribution,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        name: str,
-    ) -> Any:
-        rng = self._rng(trial, name)
-        if isinstance(prior, ChoicePrior):
-            return prior.sample(distribution, rng)
-        order = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
-        place = order.permutation(_PRIOR_FIRST)[suggested_before(study, trial)]
-        return prior.sample(distribution, rng, (place / _PRIOR_FIRST, (place + 1) / _PRIOR_FIRST))
-
-
-def suggested_before(study: optuna.Study, trial: FrozenTrial) -> int:
-    """How many earlier trials were suggested, and not enqueued."""
-    earlier = study.get_trials(deepcopy=False)[: trial.number]
-    return sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
 
 
 def with_priors(sampler: BaseSampler, space: SearchSpace, seed: int) -> BaseSampler:
     """The sampler, wrapped in a PriorSampler if the space has priors."""
     priors = {p.name: p.prior for p in space.parameters if p.prior is not None}
-    if not priors:
-        return sampler
-    wrapped = PriorFirst if isinstance(sampler, GaussianProcess) else PriorSampler
-    return wrapped(sampler, priors, seed)
+    return PriorSampler(sampler, priors, seed) if priors else sampler
 
 
 def parse_prior(spec: Any, distribution: BaseDistribution) -> tuple[Prior | None, list[str]]:
