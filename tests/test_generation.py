@@ -190,4 +190,19 @@ def test_on_a_swarm_of_two_servers(llama: Path, passes: Counter[str]) -> None:
                     session._servers[1].close()
             torch.testing.assert_close(session.extend(embeds_BSH), expected.extend(embeds_BSH))
         session.close()
+        assert_garbage_is_collected_in_any_thread(backbone)
         backbone.close()
+
+
+def assert_garbage_is_collected_in_any_thread(backbone: Backbone) -> None:
+    """Petals' own sessions would wait for the thread that closes them, here for themselves."""
+    from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
+
+    session = backbone.session(None, 4)
+    session.extend(torch.zeros(1, 1, 32))
+    lost, session._servers = session._servers, []
+
+    async def collect() -> None:
+        lost.clear()
+
+    RemoteExpertWorker.run_coroutine(collect(), return_future=True).result(timeout=20)

@@ -14,8 +14,13 @@ import tune_app.petals_compat  # noqa: F401
 from hivemind import MSGPackSerializer, deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.proto.runtime_pb2 import ExpertRequest
+from petals.client.inference_session import _ServerInferenceSession
 from petals.utils.misc import DUMMY, DUMMY_INT64
 from petals.utils.packaging import pack_args_kwargs
+
+# Petals' sessions also close themselves when they are collected as garbage, and wait for that. Any
+# thread may collect them, the one that closes them included, which then waits for itself for ever.
+_ServerInferenceSession.__del__ = lambda _session: None
 
 
 def ask(server: Any, hidden_BSH: torch.Tensor, deep_LBPH: torch.Tensor | None) -> torch.Tensor:
