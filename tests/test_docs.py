@@ -60,7 +60,7 @@ STARTS = [*(start for starts in RUN.values() for start in starts), *BY_HAND]
 SEARCHES = lines_of("python -m tune_app.search")
 DRY = [line for line in SEARCHES if "--dry-run" in line]
 FIRST = "python -m tune_app.search --train reviews.csv --text-column text --label-column stars"
-REAL = [line for line in SEARCHES if re.match(OURS, line) and line not in (*DRY, FIRST)]
+REAL = [line for line in SEARCHES if re.match(OURS, line) and line not in DRY]
 SMALL = "--steps 2 --batch-size 2 --confirm 0 --quiet"
 PEER = "/ip4/10.1.2.3/tcp/31337/p2p/12D3KooW..."
 ADDRESS = "10.1.2.3:6379"
@@ -136,16 +136,20 @@ def run_search(line: str, home: Path, **more: str) -> RunDir:
     """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
 
     A line without --peers runs on a local model: the private swarm that it would start,
-    test_search has. And one that asks for nothing of Ray runs in this process, but for the first.
+    test_search has. The first line runs on Ray, and so does one that asks for something of Ray's.
+    The others run in this process, but for the search that leaves runs/reviews: a command.
     """
     trials = 3 if "--trials" in line else 2
     small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
     if "--peers" not in line:
         small += " --backbone local"
-    if re.search("--(peers|address|hosts|out runs/reviews)|pbt", line):
+    on_ray = line == FIRST or re.search("--(peers|address|hosts)|pbt", line)
+    if not on_ray:
+        small += " --executor in-process"
+    if on_ray or "--out runs/reviews" in line:
         said = shell(small, home, {"HOME": str(home), **more})
     else:
-        said = in_process(f"{small} --executor in-process", home)
+        said = in_process(small, home)
     (folder,) = re.findall(r"(?m)^Report: +(/.*)/report\.html$", said)
     run = RunDir(folder)
     counts = load(run).counts

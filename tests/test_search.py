@@ -59,6 +59,7 @@ def check_password_is_kept(run: RunDir, logs: Path) -> None:
 
 
 @pytest.mark.swarm
+@pytest.mark.timeout(400)
 def test_a_real_search_on_a_real_swarm(
     tmp_path: Path, rays_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
