@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import tune_app.petals_compat  # noqa: F401
 from hivemind import BatchTensorDescriptor
 from hivemind.moe.server.runtime import Runtime
+from hivemind.utils.asyncio import switch_to_uvloop
 from petals.data_structures import InferenceMetadata
 
 from tests.tiny_models import FAMILIES, write_tiny_model
@@ -198,19 +199,23 @@ def pool() -> Iterator[DirectPool]:
     runtime.join()
 
 
+# Messages that go through the pipe in one piece, in several, and through shared memory.
+POSITIONS = (1, 3, *[320] * 40, 5000)
+
+
 def handle(pool: DirectPool, results: Any) -> None:
     """A handler's process."""
     torch.set_num_threads(1)  # as Petals does there: a fork has no threads to wait for
 
     async def run() -> None:
-        tensors = [random(2, n, 8, seed=n) for n in (1, 3, 5000)]  # the last: shared memory
+        tensors = [random(2, n, 8, seed=n) for n in POSITIONS]
         futures = [pool.submit_task(tensor, None) for tensor in tensors]
         futures += [pool.submit_task(tensors[0], what) for what in ("value", "unknown")]
         futures.append(pool.submit_task(torch.empty(2**11, 2**11, 1), None))
         answers = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
         results.put([a if isinstance(a, Exception) else [t.tolist() for t in a] for a in answers])
 
-    asyncio.run(run())
+    switch_to_uvloop().run_until_complete(run())  # as hivemind does there
 
 
 @pytest.mark.parametrize("handlers", [1, 2])
@@ -222,7 +227,7 @@ def test_handlers_get_their_own_answers_and_errors(pool: DirectPool, handlers: i
         process.start()
     for _ in processes:
         *answers, value, unknown, too_large = results.get(timeout=30)
-        for n, answer in zip((1, 3, 5000), answers, strict=True):
+        for n, answer in zip(POSITIONS, answers, strict=True):
             tensor = random(2, n, 8, seed=n)
             assert answer == [t.tolist() for t in computed(tensor, None)]
         assert isinstance(value, ValueError)

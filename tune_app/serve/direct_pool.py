@@ -164,6 +164,8 @@ class _Answers:
         self._reader, self._numbers = reader, itertools.count()
         self._futures: dict[int, asyncio.Future[list[torch.Tensor]]] = {}
         asyncio.get_running_loop().add_reader(reader.fileno(), self._read)
+        # uvloop makes it non-blocking, and then a message of which only a part is there would fail.
+        os.set_blocking(reader.fileno(), True)
 
     def expect(self) -> tuple[int, asyncio.Future[list[torch.Tensor]]]:
         number = next(self._numbers)
