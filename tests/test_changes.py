@@ -11,7 +11,7 @@ import torch
 from tests.training_runs import make_run, random_data, reports_of, tiny_backbone, without_time
 from tune_app.run.trial_config import TrialConfig
 from tune_app.tasks.data import DataOrder
-from tune_app.train.loop import is_of
+from tune_app.train.checkpoint import is_of
 from tune_app.train.optim import build_scheduler
 
 BEFORE = TrialConfig(lr=0.05, warmup_steps=2, steps=10, batch_size=4, weight_decay=0.01)

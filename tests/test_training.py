@@ -30,6 +30,7 @@ from tune_app.run.trial_config import SCHEDULER_ARGUMENTS, TrialConfig
 from tune_app.tasks.data import DataOrder, Dataset
 from tune_app.tasks.objectives import OBJECTIVES
 from tune_app.train import loop as training
+from tune_app.train.checkpoint import read_state
 from tune_app.train.loop import evaluation_batches
 
 DEMO = Path(tune_app.models.demo.__file__).parent / "model"
@@ -330,7 +331,7 @@ def with_pickle(content: bytes) -> bytes:
 )
 def test_a_damaged_checkpoint_has_one_error(checkpoint: bytes):
     with pytest.raises(ValueError, match="the checkpoint is damaged"):
-        training.read_state(checkpoint)
+        read_state(checkpoint)
 
 
 def test_an_absurd_learning_rate_is_reported_as_divergence(tiny, tiny_data):

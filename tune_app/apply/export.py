@@ -35,7 +35,7 @@ def export_best(run: RunDir) -> Path | None:
     row = _winner(results)
     if row is None:
         return None
-    from tune_app.train.loop import read_state
+    from tune_app.train.checkpoint import read_state
 
     number = int(row["trial"])
     of = number if pd.isna(row["of"]) else int(row["of"])

@@ -223,7 +223,8 @@ class TrialHost:
             send(Update(error=traceback.format_exc()))
 
     def _run(self, trial: _RunningTrial, send: Callable[[Update], None]) -> None:
-        from tune_app.train.loop import TrainingRun, is_of, test_metrics
+        from tune_app.train.checkpoint import is_of
+        from tune_app.train.loop import TrainingRun, test_metrics
         from tune_app.train.prompt_model import PromptTunedModel
 
         job, data = trial.job, self._data

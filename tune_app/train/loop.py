@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -18,6 +17,7 @@ from tune_app.run.trial_report import Report, Usage, evaluation_steps
 from tune_app.tasks.base import Sums
 from tune_app.tasks.data import Batch, DataOrder, Dataset, TaskData
 from tune_app.tasks.objectives import LOSS, Objective
+from tune_app.train.checkpoint import read_state
 from tune_app.train.optim import build_optimizer, build_scheduler, change
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
@@ -38,22 +38,6 @@ def evaluation_batches(
         data.batch(range(start, min(start + batch_size, rows)))
         for start in range(first, rows, batch_size)
     ]
-
-
-def read_state(checkpoint: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `TrainingRun.state` kept. Raises ValueError if the checkpoint is damaged."""
-    try:
-        state = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=device)
-    except Exception as error:  # whatever the bytes lead torch's unpickler to
-        raise ValueError("the checkpoint is damaged") from error
-    if not (isinstance(state, dict) and isinstance(state.get("model"), dict)):
-        raise ValueError("the checkpoint is damaged: it has no trained parameters")
-    return state
-
-
-def is_of(checkpoint: bytes, config: TrialConfig) -> bool:
-    """Whether the checkpoint is from a run with exactly this config, including its changes."""
-    return TrialConfig.from_dict(read_state(checkpoint)["config"]) == config
 
 
 class TrainingRun:
