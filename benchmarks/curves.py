@@ -11,6 +11,10 @@ Tasks, all from what Python itself carries:
     deep       docstring -> package, with deep prompts
     smollm2    docstring -> package, SmolLM2-135M in place of the demo model; fewer and shorter runs
     raises     docstring -> whether the function has a raise statement: to tune rules on
+    arguments  docstring -> the logarithm of one more than the number of arguments (regression)
+    source     ten lines of source code (causal-lm, no labels)
+
+The last two were recorded when the default sampler was finished, to check it.
 
 Every config of a grid is trained, and at every fifth of the run its loss kept: over all validation
 rows that trials are compared on, over the first 16, 32 and 64 of them, and with the mean of the
@@ -161,6 +165,15 @@ def raises() -> list[tuple[str, str]]:
     ]
 
 
+def arguments() -> list[tuple[str, float]]:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        (text, round(math.log1p(len(node.args.args) + len(node.args.kwonlyargs)), 3))
+        for node, text, _, _ in _nodes(None)
+        if isinstance(node, functions) and len(text) >= 20
+    ]
+
+
 _CSV = {"text_column": "text", "label_column": "label"}
 TASKS = {
     "kind": CurveTask(_CSV, kinds),
@@ -169,6 +182,8 @@ TASKS = {
     "topics": CurveTask({"task": "causal-lm"}),
     "deep": CurveTask({"tuning_mode": "deep_ptune"}),
     "raises": CurveTask(_CSV, raises),
+    "arguments": CurveTask({**_CSV, "task": "regression"}, arguments),
+    "source": CurveTask({"text_column": "text", "task": "causal-lm"}, code),
     "smollm2": CurveTask(
         {"max_length": 20, "eval_rows": 48, "dtype": "bfloat16"},
         model="smollm2",

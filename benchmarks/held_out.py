@@ -10,11 +10,14 @@ and with fewer seeds 1 and 8 at once:
 
     random               random configs, every trial to its end
     random+ASHA, Ray     with Ray Tune's ASHA as it ships, a rung at the first evaluation
-    TPE, GP              plain Optuna, every trial to its end
+    TPE, GP              plain Optuna, every trial to its end, the first 8 at random
     BOHB, Syne Tune      its searcher and its ASHA as they ship (`pip install syne-tune`; else left
                          out)
-    TPE+ASHA             tune_app without a prior
+    TPE+ASHA             tune_app with --sampler tpe --prior off
+    TPE+ASHA+prior       tune_app with --sampler tpe and the default space's prior
     default              tune_app with the default space's prior
+    no prior             tune_app with --prior off
+    no early stopping    tune_app with the prior and --scheduler none
     wrong prior          tune_app with a prior that is centred two decades too low
     warm start           tune_app with --warm-start from default searches of 16 trials on two other
                          tasks
@@ -74,8 +77,16 @@ def _asha(world: World) -> Any:
     return build_trial_scheduler("asha", world.steps)
 
 
-def _ours(world: World, seed: int, prior: NumberPrior | None = None) -> Study:
+def _tpe(world: World, seed: int, prior: NumberPrior | None = None) -> Study:
     return Study(world, seed, "tpe", _asha(world), prior and {"lr": prior})
+
+
+def _ours(world: World, seed: int, prior: NumberPrior | None = PRIOR) -> Study:
+    return Study(world, seed, "gp", _asha(world), prior and {"lr": prior})
+
+
+def _optunas_gp(world: World, seed: int) -> Study:
+    return Study(world, seed, optuna.samplers.GPSampler(seed=seed, n_startup_trials=8), None)
 
 
 def _ray(world: World, seed: int) -> Study:
@@ -91,7 +102,7 @@ def _warm(world_: World, seed: int) -> Study:
     runs = []
     for name in earlier_tasks(world_.name):
         other = world(name)
-        ends = search(other, _ours(other, seed, PRIOR), 4, EARLIER)
+        ends = search(other, _ours(other, seed), 4, EARLIER)
         # Those that were stopped rank behind; the better half has only finished ones.
         ranked = [end.config for end in sorted(ends, key=lambda end: end.loss)]
         stopped = [other.base] * (EARLIER - len(ranked))
@@ -99,17 +110,20 @@ def _warm(world_: World, seed: int) -> Study:
         runs.append(EarlierRun(Path(name), (*ranked, *stopped), sampled))
     warm = learned(runs, world_.space, world_.base, AFTER[1])
     priors = {name: from_json(prior) for name, prior in warm.priors.items()}
-    return Study(world_, seed, "tpe", _asha(world_), priors, warm.first)
+    return Study(world_, seed, "gp", _asha(world_), priors, warm.first)
 
 
 WAYS: dict[str, Callable[[World, int], Tool]] = {
     "random": lambda w, seed: Study(w, seed, "random", None),
     "random+ASHA, Ray": _ray,
     "TPE": lambda w, seed: Study(w, seed, "tpe", None),
-    "GP": lambda w, seed: Study(w, seed, "gp", None),
+    "GP": _optunas_gp,
     "BOHB, Syne Tune": SyneTune,
-    "TPE+ASHA": _ours,
-    "default": partial(_ours, prior=PRIOR),
+    "TPE+ASHA": _tpe,
+    "TPE+ASHA+prior": partial(_tpe, prior=PRIOR),
+    "default": _ours,
+    "no prior": partial(_ours, prior=None),
+    "no early stopping": lambda w, seed: Study(w, seed, "gp", None, {"lr": PRIOR}),
     "wrong prior": partial(_ours, prior=WRONG_PRIOR),
     "warm start": _warm,
 }

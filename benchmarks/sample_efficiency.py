@@ -51,7 +51,7 @@ from tune_app.search.concurrency import trials_at_once
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.study_trials import StudyTrials
 from tune_app.search.trial_job import JOB, TrialJob
-from tune_app.study.prior import NumberPrior, PriorSampler
+from tune_app.study.prior import NumberPrior
 from tune_app.study.samplers import build_sampler
 from tune_app.study.yaml_space import load_space
 
@@ -76,8 +76,10 @@ class Arm:
     prior: NumberPrior | None = None
 
     def build_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        sampler = build_sampler(self.sampler, seed)
-        return PriorSampler(sampler, {"lr": self.prior}, seed) if self.prior else sampler
+        space = load_space(str(RESULTS / "space.yaml"))
+        return build_sampler(
+            self.sampler, space.expecting({"lr": self.prior} if self.prior else {}), seed
+        )
 
 
 ARMS = {

@@ -24,7 +24,7 @@ from tune_app.run.search_config import SearchConfig, TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, Report, evaluation_steps
 from tune_app.search.study_trials import StudyTrials
 from tune_app.search.trial_job import TrialJob
-from tune_app.study.prior import Prior, with_priors
+from tune_app.study.prior import Prior
 from tune_app.study.samplers import build_sampler
 from tune_app.study.space import SearchSpace
 from tune_app.study.yaml_space import load_space
@@ -106,29 +106,33 @@ class Tool(Protocol):
 
 
 class Study:
-    """Optuna's samplers with Ray Tune's trial schedulers, as tune_app has them.
+    """A sampler with one of Ray Tune's trial schedulers, as tune_app has them.
 
-    The documented default, which lies outside of these spaces, is no trial of the study: with a
-    trial without parameters in it, GP learns nothing.
+    The documented default lies outside of these spaces. Our own sampler learns from it all the
+    same; for Optuna's it is no trial of the study, because with a trial without parameters in it,
+    GP learns nothing.
     """
 
     def __init__(
         self,
         world: World,
         seed: int,
-        sampler: str,
+        sampler: str | optuna.samplers.BaseSampler,
         stopper: Any,
         priors: Mapping[str, Prior] | None = None,
         first: Sequence[TrialConfig] = (),
     ) -> None:
         study, base = optuna.create_study(), world.base
-        for trial in world.space.first_trials(base, None, first):
-            if trial.origin == "warm_start":
+        self.knows_default = sampler == "gp"
+        for number, trial in enumerate(world.space.first_trials(base, None, first)):
+            if trial.origin == "warm_start" or (number == 0 and self.knows_default):
                 trial.enqueue(study)
-        expected = world.space.expecting(priors or {})
-        study.sampler = with_priors(build_sampler(sampler, seed), expected, seed)
+        if isinstance(sampler, str):
+            sampler = build_sampler(sampler, world.space.expecting(priors or {}), seed)
+        study.sampler = sampler
         self.trials = StudyTrials(study, world.space, base, RunDir("."), stop=lambda: False)
-        self.stopper, self.base, self.began = stopper, base, False
+        self.stopper, self.base, self.began = stopper, base, self.knows_default
+        self.before = 0 if self.knows_default else 1  # trials that the study does not know of
         if stopper is not None:
             stopper.set_search_properties(OBJECTIVE, "min")
 
@@ -138,7 +142,7 @@ class Study:
             return None, self.base
         job = self.trials.ask()
         assert isinstance(job, TrialJob)
-        trial = StubTrial(replace(job, number=job.number + 1))  # number 0 is the default's
+        trial = StubTrial(replace(job, number=job.number + self.before))
         if self.stopper is not None:
             self.stopper.on_trial_add(None, trial)
         return trial, job.config
@@ -146,7 +150,7 @@ class Study:
     def report(self, trial: StubTrial | None, at: int, report: Report, *, last: bool) -> bool:
         if trial is None:
             return not last
-        result, number = report.flat() | {"evaluation": at + 1}, trial.job.number - 1
+        result, number = report.flat() | {"evaluation": at + 1}, trial.job.number - self.before
         self.trials.report(number, report)
         decision = "CONTINUE"
         if self.stopper is not None:

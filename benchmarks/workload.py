@@ -86,7 +86,7 @@ class Workload:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         config, space = self.search_config(1), self.space
         base = config.base_trial()
-        study = optuna.create_study(sampler=build_sampler(config.sampler, config.seed))
+        study = optuna.create_study(sampler=build_sampler(config.sampler, space, config.seed))
         for first in space.first_trials(base, None):
             first.enqueue(study)
         configs = []

@@ -95,16 +95,16 @@ def test_a_third_of_the_first_trials_come_from_the_prior_and_fewer_later(space) 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes"])
 def test_every_sampler_begins_near_the_prior_and_stays_within_the_space(space, name: str) -> None:
-    parameters = sampled(with_priors(build_sampler(name, 3), space, 3), space, 16)
+    parameters = sampled(build_sampler(name, space, 3), space, 16)
     values = [params["lr"] for params in parameters]
     assert sum(3e-3 < value < 3e-2 for value in values) >= 4
     assert all(1e-4 <= value <= 1e-1 for value in values)
 
 
 def test_the_seed_and_the_number_alone_decide_what_the_prior_draws(space) -> None:
-    first = sampled(with_priors(build_sampler("tpe", 5), space, 5), space, 12)
-    assert first == sampled(with_priors(build_sampler("tpe", 5), space, 5), space, 12)
-    assert first != sampled(with_priors(build_sampler("tpe", 6), space, 6), space, 12)
+    first = sampled(build_sampler("tpe", space, 5), space, 12)
+    assert first == sampled(build_sampler("tpe", space, 5), space, 12)
+    assert first != sampled(build_sampler("tpe", space, 6), space, 12)
 
 
 def test_enqueued_trials_do_not_use_up_the_priors_share(space) -> None:
@@ -119,7 +119,7 @@ def test_enqueued_trials_do_not_use_up_the_priors_share(space) -> None:
 def test_without_a_prior_the_sampler_is_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "plain.yaml"
     file.write_text("parameters:\n  lr: {space: loguniform, lower: 1.0e-4, upper: 1.0e-1}\n")
-    sampler = build_sampler("tpe", 0)
+    sampler = optuna.samplers.RandomSampler(0)
     assert with_priors(sampler, load_space(str(file)), 0) is sampler
 
 

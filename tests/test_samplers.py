@@ -69,14 +69,14 @@ def best_of(sampler: optuna.samplers.BaseSampler, space: SearchSpace, trials: in
 
 
 def mean_of_last(sampler: str, space: SearchSpace) -> float:
-    found = [best_of(build_sampler(sampler, seed), space, 40)[-10:] for seed in range(5)]
+    found = [best_of(build_sampler(sampler, space, seed), space, 40)[-10:] for seed in range(5)]
     return sum(map(sum, found)) / sum(map(len, found))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
 def test_learns_more_than_chance(sampler: str) -> None:
-    """Not gp, which takes seconds for a suggestion: the search above shows it at work. cmaes needs
-    two numbers that every trial has, the first ones included."""
+    """gp has tests of its own. cmaes needs two numbers that every trial has, the first ones
+    included."""
     space = load_space("conditional" if sampler == "tpe" else "default")
 
     assert mean_of_last(sampler, space) < 0.8 * mean_of_last("random", space)
@@ -90,7 +90,7 @@ def test_conditional_parameters_are_learned_like_by_optunas_own_sampler() -> Non
         seed=3, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
     )
 
-    losses = best_of(build_sampler("tpe", 3), space, 30)
+    losses = best_of(build_sampler("tpe", space, 3), space, 30)
 
     assert losses == best_of(own, space, 30)
     ungrouped = optuna.samplers.TPESampler(

@@ -45,9 +45,9 @@ def ending() -> Ending:
 
 @pytest.fixture
 def searcher(study: optuna.Study, ending: Ending) -> StudySearcher:
-    study.sampler = build_sampler("tpe", 0)
-    run = RunDir("somewhere")
-    trials = StudyTrials(study, load_space("conditional"), BASE, run, ending)
+    space = load_space("conditional")
+    study.sampler = build_sampler("tpe", space, 0)
+    trials = StudyTrials(study, space, BASE, RunDir("somewhere"), ending)
     return StudySearcher(trials, wait_if_ray_died=lambda: None)
 
 

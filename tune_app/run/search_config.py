@@ -220,7 +220,7 @@ class SearchConfig:
         "trials that train concurrently; without it, chosen for the model and the machine",
         at_least=1,
     )
-    sampler: Sampler = setting("tpe", _HOW, "Optuna's sampler, which suggests the configs")
+    sampler: Sampler = setting("tpe", _HOW, "the sampler, which suggests the configs")
     prior: PriorUse = setting(
         "on",
         _HOW,

@@ -25,7 +25,7 @@ from tune_app.search.study_trials import JobList, Stage, StudyTrials
 from tune_app.search.tracking import trackers
 from tune_app.search.trial_job import TrialJob, confirmation_number
 from tune_app.search.warm_start import take_over
-from tune_app.study.prior import from_json, with_priors
+from tune_app.study.prior import from_json
 from tune_app.study.pruners import build_pruner
 from tune_app.study.python_space import code_recorded
 from tune_app.study.samplers import build_sampler
@@ -144,13 +144,12 @@ def _record_start(
 def _sampler(
     config: SearchConfig, space: SearchSpace, warm: WarmStarted | None, done: int
 ) -> BaseSampler:
-    """`done`: trials that have ended. The seed follows from it, because a resumed search must not
-    repeat its first suggestions."""
+    """`done`: trials that have ended."""
     # A population starts before there are results to learn from.
     name = "random" if config.scheduler == "pbt" else config.sampler
     taken = {} if warm is None else {k: from_json(v) for k, v in warm.priors.items()}
     expected = space.expecting(taken, own=config.prior == "on")
-    return with_priors(build_sampler(name, config.seed + done), expected, config.seed)
+    return build_sampler(name, expected, config.seed, done)
 
 
 def confirm(

@@ -5,7 +5,8 @@ Imports neither torch nor ray.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,3 +97,73 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return True
     count = (value - distribution.low) / distribution.step
     return abs(count - round(count)) < 1e-8
+
+
+def share_of(distribution: BaseDistribution, value: float) -> float:
+    """Where in the range a number is: 0 at the lower bound or below, 1 at the upper one or above.
+    On a logarithmic scale the logarithm counts."""
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if low == high:
+        return 0.0
+    value = min(max(float(value), low), high)
+    if distribution.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def at_share(distribution: BaseDistribution, share: float) -> float | int:
+    """The number at that share of the range, rounded to the distribution's steps and kept within
+    its bounds."""
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    return on_steps(distribution, value)
+
+
+def on_steps(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
+    """The nearest number that Optuna could suggest."""
+    low, high = float(distribution.low), float(distribution.high)
+    value = min(max(value, low), high)
+    if distribution.step is not None:
+        value = min(low + round((value - low) / distribution.step) * distribution.step, high)
+    return round(value) if isinstance(distribution, IntDistribution) else value
+
+
+class DrawnTrial(optuna.trial.FixedTrial):
+    """A trial whose values `draw` chooses, for a space to be called with."""
+
+    def __init__(self, draw: Callable[[str, BaseDistribution], Any]) -> None:
+        super().__init__({})
+        self._draw, self.drawn = draw, dict[str, Any]()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.drawn
+
+    def suggest_float(
+        self,
+        name: str,
+        low: float,
+        high: float,
+        *,
+        step: float | None = None,
+        log: bool = False,
+    ) -> float:
+        return self._value(name, FloatDistribution(low, high, log=log, step=step))
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        return self._value(name, IntDistribution(low, high, log=log, step=step))
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._value(name, CategoricalDistribution(choices))
+
+    def _value(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self.drawn:
+            self.drawn[name] = self._draw(name, distribution)
+        return self.drawn[name]

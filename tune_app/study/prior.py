@@ -1,7 +1,8 @@
 """Priors: where good values of a parameter are expected before any trial has run.
 
-A prior never restricts the space. A third of the first trials are drawn from it, the others from
-the whole space, and its share then shrinks (`share`), so a wrong prior costs only a few trials.
+A prior never restricts the space. With Optuna's samplers, a third of the first trials are drawn
+from it, the others from the whole space, and its share then shrinks (`share`), so a wrong prior
+costs only a few trials. What the sampler `gp` does with it is in gaussian_process.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_app.run.typed import convert_fields
+from tune_app.study.parameter import at_share, on_steps
 from tune_app.study.space import SearchSpace, origin_of
 
 # Trials drawn before the sampler starts to model: as `build_sampler` has it.
@@ -49,6 +51,10 @@ class NumberPrior:
 
     def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> float | int:
         """A value of the distribution, within its bounds and on its steps."""
+        return self.at(rng.random(), distribution)
+
+    def at(self, quantile: float, distribution: BaseDistribution) -> float | int:
+        """The value below which that share of the draws is."""
         from scipy.special import ndtr, ndtri  # importing it takes a third of a second
 
         assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -59,15 +65,10 @@ class NumberPrior:
         # Inverse of the distribution function between the bounds: no draw is rejected.
         first, last = ndtr((np.array([low, high]) - center) / spread)
         if last > first:
-            value = center + spread * float(ndtri(rng.uniform(first, last)))
+            value = center + spread * float(ndtri(first + (last - first) * quantile))
         else:  # the prior is so far outside that both bounds have the same probability in floats
             value = low if center < low else high
-        value = float(np.exp(value)) if distribution.log else value
-        low, high = float(distribution.low), float(distribution.high)
-        if distribution.step is not None:
-            value = low + round((value - low) / distribution.step) * distribution.step
-        value = min(max(value, low), high)
-        return round(value) if isinstance(distribution, IntDistribution) else value
+        return on_steps(distribution, float(np.exp(value)) if distribution.log else value)
 
     def __str__(self) -> str:
         return f"around {self.center:.3g}, spread {self.spread:.3g}"
@@ -81,15 +82,38 @@ class ChoicePrior:
 
     def sample(self, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
         """One of the distribution's choices."""
+        return self.at(rng.random(), distribution)
+
+    def at(self, quantile: float, distribution: BaseDistribution) -> Any:
+        """The choice at that share of the weights, in the order of the choices."""
         assert isinstance(distribution, CategoricalDistribution)
         weights = np.array([self.weights.get(choice, 0.0) for choice in distribution.choices])
-        return distribution.choices[int(rng.choice(len(weights), p=weights / weights.sum()))]
+        upper = np.cumsum(weights / weights.sum())
+        upper /= upper[-1]
+        return distribution.choices[int(np.searchsorted(upper, quantile, side="right"))]
 
     def __str__(self) -> str:
         return ", ".join(f"{choice} {weight:.2g}" for choice, weight in self.weights.items())
 
 
 Prior = NumberPrior | ChoicePrior
+
+
+def value_at(quantile: float, distribution: BaseDistribution, prior: Prior | None = None) -> Any:
+    """The value at that quantile of the prior; without one all values are equally likely, on the
+    parameter's scale."""
+    if prior is not None:
+        return prior.at(quantile, distribution)
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(quantile * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.step is None or distribution.log:
+        if isinstance(distribution, FloatDistribution):
+            return at_share(distribution, quantile)
+        low, high = math.log(distribution.low - 0.5), math.log(distribution.high + 0.5)
+        return on_steps(distribution, math.exp(low + quantile * (high - low)))
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    return on_steps(distribution, distribution.low + int(quantile * count) * distribution.step)
 
 
 def fitted(values: Sequence[tuple[Any, float]], distribution: BaseDistribution) -> Prior:
@@ -154,9 +178,8 @@ class PriorSampler(BaseSampler):
     def draws_from_prior(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether this trial is drawn from priors. Enqueued trials do not count as suggested."""
         if trial.number not in self._drawn:
-            earlier = study.get_trials(deepcopy=False)[: trial.number]
-            suggested = sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
-            self._drawn[trial.number] = self._rng(trial, "").random() < share(suggested)
+            before = suggested_before(study, trial)
+            self._drawn[trial.number] = self._rng(trial, "").random() < share(before)
         return self._drawn[trial.number]
 
     def infer_relative_search_space(
@@ -205,6 +228,12 @@ class PriorSampler(BaseSampler):
 
     def _rng(self, trial: FrozenTrial, name: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, zlib.crc32(name.encode())])
+
+
+def suggested_before(study: optuna.Study, trial: FrozenTrial) -> int:
+    """How many earlier trials were suggested, and not enqueued."""
+    earlier = study.get_trials(deepcopy=False)[: trial.number]
+    return sum(origin_of(other.user_attrs) == "suggested" for other in earlier)
 
 
 def with_priors(sampler: BaseSampler, space: SearchSpace, seed: int) -> BaseSampler:

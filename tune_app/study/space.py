@@ -23,7 +23,7 @@ from optuna.distributions import (
 
 from tune_app.run.search_config import ConfigError
 from tune_app.run.trial_config import TrialConfig
-from tune_app.study.parameter import Parameter, contains
+from tune_app.study.parameter import DrawnTrial, Parameter, contains
 
 if TYPE_CHECKING:
     from tune_app.study.prior import Prior
@@ -185,15 +185,7 @@ class SearchSpace:
 
         Warmup is compared in steps, whether config and space give it in steps or as a ratio.
         """
-        values = asdict(config)
-        if config.warmup_ratio is None:
-            warmup = config.num_warmup_steps()
-            ratio = warmup / config.steps
-            if replace(config, warmup_ratio=ratio).num_warmup_steps() > warmup:
-                ratio = math.nextafter(ratio, 0)  # rounding up would give one step too many
-            values["warmup_ratio"] = ratio
-        else:
-            values["warmup_steps"] = config.num_warmup_steps()
+        values = _with_both_warmups(config)
         for parameter in self.parameters:
             if isinstance(parameter.distribution, IntDistribution) and isinstance(
                 values[parameter.name], float
@@ -210,6 +202,21 @@ class SearchSpace:
             return None
         reached = self.trial_config({**trial.params, **(constants or {})}, base)
         return trial.params if _normal(reached) == _normal(config) else None
+
+    def nearest(self, config: TrialConfig) -> dict[str, Any]:
+        """The config's values of the parameters that exist for it, of a config that need not be a
+        point of the space: numbers may be out of bounds, and choices others than the space's."""
+        known, values = _with_both_warmups(config), dict[str, Any]()
+        for parameter in self.parameters:
+            if parameter.active(values):
+                values[parameter.name] = known[parameter.name]
+        return _without_none_for_numbers(values, self.parameters)
+
+    def drawn(self, draw: Callable[[str, BaseDistribution], Any]) -> dict[str, Any]:
+        """The params of a point whose values `draw` chooses, by name and distribution."""
+        trial = DrawnTrial(draw)
+        self._suggest(trial)
+        return trial.drawn
 
     def first_trials(
         self,
@@ -302,6 +309,20 @@ def _details(parameter: Parameter) -> str:
 def _normal(config: TrialConfig) -> TrialConfig:
     """Equal for configs that train identically: warmup in the steps that the scheduler gets."""
     return replace(config, warmup_steps=config.num_warmup_steps(), warmup_ratio=None)
+
+
+def _with_both_warmups(config: TrialConfig) -> dict[str, Any]:
+    """The config's values, with the warmup in steps and as a ratio."""
+    values = asdict(config)
+    if config.warmup_ratio is None:
+        warmup = config.num_warmup_steps()
+        ratio = warmup / config.steps
+        if replace(config, warmup_ratio=ratio).num_warmup_steps() > warmup:
+            ratio = math.nextafter(ratio, 0)  # rounding up would give one step too many
+        values["warmup_ratio"] = ratio
+    else:
+        values["warmup_steps"] = config.num_warmup_steps()
+    return values
 
 
 def _without_none_for_numbers(
