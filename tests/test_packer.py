@@ -65,6 +65,13 @@ def in_threads(work, items) -> list:
         return [f.result(STUCK_S) for f in [pool.submit(work, item) for item in items]]
 
 
+def await_true(condition) -> None:
+    until = time.monotonic() + STUCK_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 def requests(backbone):
     return [make_trial(backbone, spec).request() for spec in MIXED]
 
@@ -304,16 +311,16 @@ def test_an_evaluation_lets_no_more_than_two_packs_go_first(backbone):
 
 
 def test_packs_in_flight_are_computed_at_the_same_time(backbone):
-    backbone.slow_s = 0.2
-    asked = [make_trial(backbone, MIXED[0]).request() for _ in range(4)]
-    with packing(backbone, in_flight=2) as packer, ExitStack() as members:
-        for _ in asked:
-            members.enter_context(packer.member())
-        began = time.monotonic()
-        in_threads(packer.run, asked)
-        took = time.monotonic() - began
-    assert 2 <= packer.counters.packs <= 3
-    assert took < packer.counters.packs * 0.2
+    request = make_trial(backbone, MIXED[0]).request()
+    backbone.gate.clear()  # so that no pack ends before both have begun
+    with packing(backbone, in_flight=2) as packer, ThreadPoolExecutor(2) as pool:
+        futures = []
+        for begun in (1, 2):
+            futures.append(pool.submit(as_member(packer), request))
+            await_true(lambda begun=begun: len(backbone.packs) == begun)
+        backbone.gate.set()
+        for future in futures:
+            assert_alone(backbone, request, future.result(STUCK_S))
 
 
 def test_idle_workers_do_not_spin(backbone):
