@@ -14,7 +14,7 @@ Tasks, all from what Python itself carries:
     arguments  docstring -> the logarithm of one more than the number of arguments (regression)
     source     ten lines of source code (causal-lm, no labels)
 
-The last two were recorded when the default sampler was finished, to check it.
+The last two were recorded when the sampler gp was finished, to check it.
 
 Every config of a grid is trained, and at every fifth of the run its loss kept: over all validation
 rows that trials are compared on, over the first 16, 32 and 64 of them, and with the mean of the

@@ -8,7 +8,7 @@ that were stopped early, and learns nothing from the others if one lies outside 
   as different from having it.
 - Losses far above the others are lowered (`capped`), or one divergence would make all others look
   alike.
-- A stopped trial counts with the loss it was heading for (`expected_end`).
+- A stopped trial counts with the loss it was heading for (`expected_ends`).
 - A trial outside the space, such as the documented default, counts as the nearest point of it.
 
 The first suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors: each
@@ -18,6 +18,7 @@ says where to begin, and if it is wrong, no later trial repeats the mistake.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,8 +114,7 @@ class GaussianProcess(BaseSampler):
         running: Sequence[FrozenTrial],
         rng: np.random.Generator,
     ) -> Point:
-        finished = [t for t in ended if t.state == TrialState.COMPLETE]
-        losses = capped(np.array([expected_end(t, finished) for t in ended]))
+        losses = capped(expected_ends(ended))
         ranked = np.argsort(losses, kind="stable")
         newest = np.arange(len(ended))[-_NEWEST_LEARNED:]
         learned = np.union1d(ranked[:_BEST_LEARNED], newest)
@@ -190,18 +190,30 @@ class Encoding:
         return rows
 
 
-def expected_end(trial: FrozenTrial, finished: Sequence[FrozenTrial]) -> float:
-    """The trial's loss; if it was stopped early, what that would have become if it had changed as
-    the median of the finished trials did from that step on."""
+def expected_ends(trials: Sequence[FrozenTrial]) -> np.ndarray:
+    """The trials' losses; for one that was stopped early, what its loss would have become if it had
+    changed as the median of the finished trials did from that step on."""
+
+    @functools.cache
+    def change(step: int) -> float:
+        changes = [
+            _value(trial) - trial.intermediate_values[step]
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and step in trial.intermediate_values
+        ]
+        return float(np.median(changes)) if changes else 0.0
+
+    def end(trial: FrozenTrial) -> float:
+        if trial.state == TrialState.COMPLETE or trial.last_step is None:
+            return _value(trial)
+        return _value(trial) + change(trial.last_step)
+
+    return np.array([end(trial) for trial in trials])
+
+
+def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
-    if trial.state == TrialState.COMPLETE:
-        return trial.value
-    changes = [
-        other.value - other.intermediate_values[trial.last_step]
-        for other in finished
-        if other.value is not None and trial.last_step in other.intermediate_values
-    ]
-    return trial.value + (float(np.median(changes)) if changes else 0.0)
+    return trial.value
 
 
 def capped(losses: np.ndarray) -> np.ndarray:
