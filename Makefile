@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Quiet but for errors: warnings about the contradicting requirements are expected (requirements.txt)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-# Two processes, a whole file each at a time, so that what a file prepares is prepared once; slow
-# files first (tests/conftest.py), so that neither process waits for the other's last one.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# A whole file at a time, so that what a file prepares is prepared once; slow files first
+# (tests/conftest.py), so that no process waits for another's last one.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help search test check format bench report clean
 .DELETE_ON_ERROR:
@@ -37,13 +37,14 @@ bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/search_throughput.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) --numprocesses 2 -m "not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy tune_app
-	@$(PYTEST) $(ARGS)
+	@# A third process works while slow tests wait for servers and searches to come and go.
+	@$(PYTEST) --numprocesses 3 $(ARGS)
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format .

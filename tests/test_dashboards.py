@@ -34,7 +34,8 @@ class Search:
     def __init__(self, folder: Path) -> None:
         self.run = RunDir(folder / "run")
         self._log = folder / "log.txt"
-        flags = "--backbone local --trials 30 --steps 200 --scheduler none --confirm 0 --hosts 1"
+        flags = "--backbone local --trials 30 --steps 200 --scheduler none --confirm 0"
+        flags += " --hosts 1 --concurrency 2"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tune_app.search", *flags.split(), "--out", self.run.path],

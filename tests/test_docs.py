@@ -136,14 +136,14 @@ def run_search(line: str, home: Path, **more: str) -> RunDir:
     """Runs a line as a search of 2 trials, or 3 where it says how many, and looks at its run.
 
     A line without --peers runs on a local model: the private swarm that it would start,
-    test_search has. The first line runs on Ray, and so does one that asks for something of Ray's.
-    The others run in this process, but for the search that leaves runs/reviews: a command.
+    test_search has. A line that asks for something of Ray's runs on Ray. The others run in this
+    process, but for the search that leaves runs/reviews: a command.
     """
     trials = 3 if "--trials" in line else 2
     small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
     if "--peers" not in line:
         small += " --backbone local"
-    on_ray = line == FIRST or re.search("--(peers|address|hosts)|pbt", line)
+    on_ray = re.search("--(address|hosts)|pbt", line)
     if not on_ray:
         small += " --executor in-process"
     if on_ray or "--out runs/reviews" in line:

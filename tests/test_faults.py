@@ -68,7 +68,7 @@ def test_budgets_end_a_search_with_results_and_leave_the_rest_for_later(tmp_path
     assert "RUNNING" not in states(run)
     before, spent = ended(run), reports(run)
 
-    more = ("--trials=1000", "--token-budget=1M", "--time-budget=12s", "--executor=ray")
+    more = ("--trials=1000", "--token-budget=1M", "--time-budget=4s", "--executor=ray")
     resumed = Search("--resume", str(run), *more)
     finish(resumed)
 
@@ -99,7 +99,7 @@ def test_a_swarm_that_is_gone_ends_the_search_and_is_no_bad_config(tmp_path: Pat
     assert not set(states(run)) & {"FAIL", "RUNNING", "PRUNED"}
 
     with private_swarm(serving):  # its address is the same again
-        finish(Search("--backbone=swarm", "--resume", str(run)))
+        finish(Search("--backbone=swarm", "--executor=in-process", "--resume", str(run)))
     check_nothing_is_lost(run, 3)
     assert states(run) == ["COMPLETE"] * 3
 

@@ -45,7 +45,7 @@ def test_interrupted_like_in_a_terminal_then_resumed(tmp_path: Path) -> None:
     """By a terminal that closes, then by Ctrl-C: each goes to the whole process group."""
     run = tmp_path / "run"
     search = Search(*SHORT, "--scheduler", "none", "--concurrency", "1", "--out", str(run))
-    for signum in (signal.SIGHUP, signal.SIGINT):
+    for signum, then in ((signal.SIGHUP, "ray"), (signal.SIGINT, "in-process")):
         before = len(ended(run))
         assert search.wait_until(lambda before=before: len(ended(run)) > before)
         os.killpg(search.process.pid, signum)
@@ -55,7 +55,7 @@ def test_interrupted_like_in_a_terminal_then_resumed(tmp_path: Path) -> None:
         assert len(pd.read_csv(run / "trials.csv")) > before
         study = optuna.load_study(study_name="tune_app", storage=f"sqlite:///{run / 'study.db'}")
         assert "RUNNING" not in {trial.state.name for trial in study.trials}
-        search = Search("--resume", str(run))
+        search = Search("--resume", str(run), "--executor", then)
     assert search.wait() == 0, search.process.stderr.read()
     check_nothing_is_lost(run, TRIALS)
     search.check_nothing_is_left()
