@@ -6,22 +6,21 @@
 The rules for early stopping were chosen with docstrings -> package and SST-2
 (benchmarks.sample_efficiency), the sampler with docstrings and raises, and the priors of the
 default space come from published settings. This compares them on the other tasks of
-benchmarks.curves. Each way searches with many seeds, 4 trials at once, and with half as many 1 and
-8 at once:
+benchmarks.curves. Each way searches with many seeds, 4 trials at once, and with half as many 1, 8
+and 16 at once:
 
     random               random configs, every trial to its end
     random+ASHA, Ray     with Ray Tune's ASHA as it ships, a rung at the first evaluation
     TPE, GP              plain Optuna, every trial to its end, the first 8 at random
     BOHB, Syne Tune      its searcher and its ASHA as they ship (`pip install syne-tune`; else left
                          out)
-    TPE+ASHA             tune_app without a prior
+    TPE+ASHA             tune_app with --sampler tpe --prior off
+    TPE+ASHA+prior       tune_app with --sampler tpe and the default space's prior
     default              tune_app with the default space's prior
+    no prior             tune_app with --prior off
     wrong prior          tune_app with a prior that is centred two decades too low
     warm start           tune_app with --warm-start from default searches of 16 trials on two other
                          tasks
-    gp                   tune_app with --sampler gp and the default space's prior
-    gp, no prior         the same with --prior off
-    gp, wrong prior      the same with a prior that is centred two decades too low
 
 Only trials that train to their end count as an answer, and every search runs the documented default
 first. Gain: of what the best recorded config is better than the documented default, how much the
@@ -80,8 +79,12 @@ def _asha(world: World) -> Any:
     return build_trial_scheduler("asha", world.steps)
 
 
-def _ours(world: World, seed: int, prior: NumberPrior | None = None, sampler: str = "tpe") -> Study:
-    return Study(world, seed, sampler, _asha(world), prior and {"lr": prior})
+def _tpe(world: World, seed: int, prior: NumberPrior | None = None) -> Study:
+    return Study(world, seed, "tpe", _asha(world), prior and {"lr": prior})
+
+
+def _ours(world: World, seed: int, prior: NumberPrior | None = PRIOR) -> Study:
+    return Study(world, seed, "gp", _asha(world), prior and {"lr": prior})
 
 
 def _optunas_gp(world: World, seed: int) -> Study:
@@ -101,7 +104,7 @@ def _warm(world_: World, seed: int) -> Study:
     runs = []
     for name in earlier_tasks(world_.name):
         other = world(name)
-        ends = search(other, _ours(other, seed, PRIOR), 4, EARLIER)
+        ends = search(other, _ours(other, seed), 4, EARLIER)
         # Those that were stopped rank behind; the better half has only finished ones.
         ranked = [end.config for end in sorted(ends, key=lambda end: end.loss)]
         stopped = [other.base] * (EARLIER - len(ranked))
@@ -109,7 +112,7 @@ def _warm(world_: World, seed: int) -> Study:
         runs.append(EarlierRun(Path(name), (*ranked, *stopped), sampled))
     warm = learned(runs, world_.space, world_.base, AFTER[1])
     priors = {name: from_json(prior) for name, prior in warm.priors.items()}
-    return Study(world_, seed, "tpe", _asha(world_), priors, warm.first)
+    return Study(world_, seed, "gp", _asha(world_), priors, warm.first)
 
 
 WAYS: dict[str, Callable[[World, int], Tool]] = {
@@ -118,13 +121,12 @@ WAYS: dict[str, Callable[[World, int], Tool]] = {
     "TPE": lambda w, seed: Study(w, seed, "tpe", None),
     "GP": _optunas_gp,
     "BOHB, Syne Tune": SyneTune,
-    "TPE+ASHA": _ours,
-    "default": partial(_ours, prior=PRIOR),
+    "TPE+ASHA": _tpe,
+    "TPE+ASHA+prior": partial(_tpe, prior=PRIOR),
+    "default": _ours,
+    "no prior": partial(_ours, prior=None),
     "wrong prior": partial(_ours, prior=WRONG_PRIOR),
     "warm start": _warm,
-    "gp": partial(_ours, prior=PRIOR, sampler="gp"),
-    "gp, no prior": partial(_ours, sampler="gp"),
-    "gp, wrong prior": partial(_ours, prior=WRONG_PRIOR, sampler="gp"),
 }
 # One in so many seeds, and 4 at once alone.
 SLOW = {"GP": 10, "BOHB, Syne Tune": 4}
@@ -235,7 +237,7 @@ def main() -> None:
         return
     jobs = [
         (name, way, at_once, args.seeds if at_once == 4 else args.seeds // 2)
-        for at_once in (4, 1, 8)
+        for at_once in (4, 1, 8, 16)
         for name in names
         for way in WAYS
         if at_once == 4 or way not in SLOW

@@ -8,7 +8,8 @@ many seeds:
     random          random configs, every trial to its end
     TPE             Optuna's TPE, every trial to its end
     random+ASHA     random configs, bad trials stopped early
-    TPE+ASHA        what tune_app does by default, without a prior
+    TPE+ASHA        tune_app with --sampler tpe, without a prior
+    gp+ASHA         what tune_app does by default, without a prior
     +prior          the same with the default space's prior for the learning rate
     +wrong prior    the same with a prior that is centred two decades too low
     random+oracle   random configs, stopped by one who knows how each trial would end
@@ -89,6 +90,9 @@ ARMS = {
     "TPE+ASHA": Arm("tpe", "asha"),
     "TPE+ASHA+prior": Arm("tpe", "asha", PRIOR),
     "TPE+ASHA+wrong prior": Arm("tpe", "asha", WRONG_PRIOR),
+    "gp+ASHA": Arm("gp", "asha"),
+    "gp+ASHA+prior": Arm("gp", "asha", PRIOR),
+    "gp+ASHA+wrong prior": Arm("gp", "asha", WRONG_PRIOR),
 }
 LIMITS = """\
 Every search runs the documented default first. `random / it` compares medians.

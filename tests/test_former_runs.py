@@ -23,6 +23,7 @@ from tune_app.report.results import load
 from tune_app.report.write import write_all
 from tune_app.run.event_log import read
 from tune_app.run.events import OtherEvent, event_from_json
+from tune_app.run.flags import parse_search_args
 from tune_app.run.run_dir import RunDir, Status
 from tune_app.run.run_state import RunState
 from tune_app.run.search_config import SearchConfig
@@ -88,6 +89,11 @@ def test_it_opens_with_every_trial_as_it_was_left(run: RunDir) -> None:
     assert set(trials["init"]) == {"normal"}  # as all prompts began then
     assert len(results.history) == 19
     assert results.seconds == pytest.approx(108, abs=1)
+
+
+def test_it_keeps_its_sampler(run: RunDir) -> None:
+    assert parse_search_args(["--resume", str(run.path)]).sampler == "tpe"
+    assert SearchConfig().sampler == "gp"
 
 
 def test_its_tables_and_page_are_made_anew(run: RunDir) -> None:

@@ -211,14 +211,16 @@ def test_a_divergence_hides_nothing_of_the_others(space: SearchSpace, huge: floa
 def test_the_first_trials_take_each_quarter_of_every_parameter_once(tmp_path: Path) -> None:
     prior = ", prior: {center: 1.0e-2, spread: 2}"
     wide = space_of(tmp_path, SPACE.replace("upper: 1.0e-1", "upper: 1.0e+1" + prior))
-    bounds = 1e-2 * 2 ** stats.norm.ppf([0.25, 0.5, 0.75])
+    of_prior = 1e-2 * 2 ** stats.norm.ppf([0.25, 0.5, 0.75])
+    low, high = (float(bound) for bound in (wide.distributions()["lr"].low, 1e1))
+    of_range = low * (high / low) ** np.array([0.25, 0.5, 0.75])  # so many have begun, none ended
     orders = set()
     for seed in range(12):
         study = study_of(wide, seed)
         for first in wide.first_trials(BASE):  # those that are enqueued do not count
             first.enqueue(study)
         params = [asked(study, wide).params for _ in range(10)][2:]
-        for four in (params[:4], params[4:]):
+        for four, bounds in ((params[:4], of_prior), (params[4:], of_range)):
             places = [int(np.searchsorted(bounds, p["lr"])) for p in four]
             assert sorted(places) == [0, 1, 2, 3]
             assert sorted(p["warmup_steps"] // 10 for p in four) == [0, 1, 2, 3]

@@ -220,7 +220,11 @@ class SearchConfig:
         "trials that train concurrently; without it, chosen for the model and the machine",
         at_least=1,
     )
-    sampler: Sampler = setting("tpe", _HOW, "the sampler, which suggests the configs")
+    sampler: Sampler = setting(
+        "gp",
+        _HOW,
+        "what suggests the configs: our Gaussian process, or one of Optuna's samplers",
+    )
     prior: PriorUse = setting(
         "on",
         _HOW,

@@ -11,9 +11,10 @@ that were stopped early, and learns nothing from the others if one lies outside 
 - A stopped trial counts with the loss it was heading for (`expected_ends`).
 - A trial outside the space, such as the documented default, counts as the nearest point of it.
 
-The first suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors: each
-parameter takes a value from each quarter of its prior, or of its range if it has none. So a prior
-says where to begin, and if it is wrong, no later trial repeats the mistake.
+The first four suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors:
+each parameter takes a value from each quarter of its prior, or of its range if it has none. Further
+ones before any trial has ended are such hypercubes of the whole space. So a prior says where to
+begin, and if it is wrong, no later trial repeats the mistake.
 """
 
 from __future__ import annotations
@@ -98,13 +99,15 @@ class GaussianProcess(BaseSampler):
         return self._space.nearest(TrialConfig.from_known(trial.user_attrs["config"]))
 
     def _first(self, place: int) -> Point:
-        """The point at that place of a Latin hypercube, the next one after its end."""
+        """The point at that place of a Latin hypercube of the priors; after its end, of the whole
+        space: if many trials begin before any has ended, not all of them rely on the prior."""
         block, place = divmod(place, _FIRST)
+        priors = {} if block else self._priors
 
         def draw(name: str, distribution: BaseDistribution) -> Any:
             rng = np.random.default_rng([self._seed, zlib.crc32(name.encode()), block])
             share = (rng.permutation(_FIRST)[place] + rng.random(_FIRST)[place]) / _FIRST
-            return value_at(share, distribution, self._priors.get(name))
+            return value_at(share, distribution, priors.get(name))
 
         return self._space.drawn(draw)
 
