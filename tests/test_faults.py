@@ -20,6 +20,7 @@ from tune_app.serve.supervisor import private_swarm
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = ["--steps", "10", "--batch-size", "2", "--confirm", "0", "--concurrency", "2"]
+SMALL += ["--eval-rows", "16"]
 IN_PROCESS = ["--executor=in-process", "--backbone=local", "--quiet"]
 SPACE = """
 parameters: {lr: {space: loguniform, lower: 1.0e-4, upper: 1.0e+9}}

@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
     first = Search(
         *("--scheduler=pbt", f"--space={folder / 'space.yaml'}", f"--trials={TRIALS}"),
         *(f"--steps={STEPS}", "--batch-size=4", "--confirm=0", "--confirm-seeds=1"),
+        "--eval-rows=32",
         f"--out={run.path}",
     )
     assert first.wait_until(lambda: rounds_of(run))
@@ -75,7 +76,7 @@ def test_nothing_is_lost_and_no_round_is_held_twice(run: RunDir) -> None:
     searched = pd.read_csv(run.trials_csv)
     assert set(searched["status"]) == {"finished"}
     assert [event["step"] for event in rounds_of(run)] == [3, 6, 9, 12]
-    assert all(event["changed"] for event in rounds_of(run))
+    assert any(event["changed"] for event in rounds_of(run))
     assert all(change["trial"] != 0 for event in rounds_of(run) for change in event["changed"])
     told = {trial.number: trial for trial in study(run).trials}
     assert sorted(told) == list(range(TRIALS))

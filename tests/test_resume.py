@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRIALS = 4
 SHORT = ["--trials", str(TRIALS), "--steps", "10", "--batch-size", "2", "--confirm", "0"]
+SHORT += ["--eval-rows", "16"]
 
 
 def test_killed_at_random_points(tmp_path: Path) -> None:
