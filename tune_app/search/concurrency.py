@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tune_app.run.search_config import SearchConfig
 
-# With more, most configs would be suggested before any trial has ended, and the more trials run at
-# once, the less each suggestion knows (benchmarks/README.md).
+# With more, most configs would be suggested before any trial has ended (benchmarks/README.md).
 _MOST_TRIALS_AT_ONCE = 16
 _SHARE_AT_ONCE = 3  # a third of the search
 # Two hosts with one CPU each train a quarter more rows than one host with two, because threads need
