@@ -1,13 +1,17 @@
 """Compares every family with transformers' whole models and writes docs/families.md.
 
-    python -m benchmarks.family_table
+    python -m benchmarks.family_table [--device cuda]
 
 Tiny random models of all families, two real Petals servers on 127.0.0.1; about two minutes. Run it
 after each change of transformers' version. Exit code 1 where a family differs.
+
+With a device, the models in process are on it, the servers on a GPU if there is one, and the page
+is not written.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -61,6 +65,9 @@ _MODELS = {
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", help="of the models in process; without it, cpu")
+    device = parser.parse_args().device
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         folders = {
@@ -70,10 +77,11 @@ def main() -> int:
         with all_served(folders) as peers, clients(folders, peers) as client:
             rows = {}
             for family, folder in folders.items():
-                rows[family] = dict(_row(family, folder, client))
+                rows[family] = dict(_row(family, folder, client, device or "cpu"))
                 print(family, *(f"{name} {value:.0e}" for name, value in rows[family].items()))
-    PAGE.write_text(_page(rows))
-    print(f"written: {PAGE}")
+    if device is None:
+        PAGE.write_text(_page(rows))
+        print(f"written: {PAGE}")
     wrong = [
         f"{family}, {name}: {value:.1e}"
         for family, row in rows.items()
@@ -85,9 +93,10 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _row(family: str, folder: Path, client: Any) -> Iterator[tuple[str, float]]:
+def _row(family: str, folder: Path, client: Any, device: str) -> Iterator[tuple[str, float]]:
     local = {
-        dtype: LocalBackbone(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16")
+        dtype: LocalBackbone(folder, device=device, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
     }
     yield "local", differences(folder, local["float32"]).largest
     yield "server", differences(folder, client(family, "one")).largest

@@ -96,10 +96,23 @@ class Searched:
         )
 
 
-def search(model: Path, backbone: str, trials: int, steps: int, out: Path) -> Searched:
-    """Runs the command to its end. Raises CalledProcessError where it fails."""
+def search(
+    model: Path,
+    backbone: str,
+    trials: int,
+    steps: int,
+    out: Path,
+    *,
+    device: str = "cpu",
+    at_once: int | None = None,
+) -> Searched:
+    """Runs the command to its end. Raises CalledProcessError where it fails.
+
+    at_once: trials that train at the same time; None: the command decides
+    """
     rows = 8
-    told = {"model": model, "backbone": backbone, "dtype": "bfloat16", "device": "cpu"}
+    told = {"model": model, "backbone": backbone, "dtype": "bfloat16", "device": device}
+    told |= {} if at_once is None else {"concurrency": at_once}
     told |= {"trials": trials, "steps": steps, "batch-size": rows, "max-length": 32}
     told |= {"confirm": 0, "scheduler": "none", "eval-rows": 64, "out": out}
     command = [sys.executable, "-m", "tune_app.search", "--quiet"]

@@ -66,7 +66,15 @@ def swarm(folder, served):
     backbone.close()
 
 
-@pytest.fixture(params=["local", pytest.param("swarm", marks=pytest.mark.swarm)])
+@pytest.fixture(scope="module")
+def gpu(folder):
+    return LocalBackbone(folder, device="cuda", dtype="float32")
+
+
+HERE = ("local", "gpu") if torch.cuda.is_available() else ("local",)
+
+
+@pytest.fixture(params=[*HERE, pytest.param("swarm", marks=pytest.mark.swarm)])
 def backbone(request, folder):
     return request.getfixturevalue(request.param)
 
@@ -74,7 +82,7 @@ def backbone(request, folder):
 def assert_same(trial, loss, prompt, deep, score):
     """Loss and gradients of our trial (backward done) against a reference's."""
     relative = 1e-10 if trial.loss.dtype == torch.float64 else 1e-5
-    torch.testing.assert_close(trial.loss, loss, rtol=relative, atol=0)
+    torch.testing.assert_close(trial.loss.cpu(), loss, rtol=relative, atol=0)
     model = trial.model
     for ours, theirs in (
         (model.prompt_embeddings, prompt),
@@ -83,9 +91,10 @@ def assert_same(trial, loss, prompt, deep, score):
     ):
         assert (ours is None) == (theirs is None)
         if ours is not None:
-            assert ours.grad.abs().max() > 1e-4  # or the comparison would say nothing
+            grad = ours.grad.cpu()
+            assert grad.abs().max() > 1e-4  # or the comparison would say nothing
             # of the largest number: a small one may be what is left of large ones
-            assert (ours.grad - theirs).abs().max() <= relative * theirs.abs().max()
+            assert (grad - theirs).abs().max() <= relative * theirs.abs().max()
 
 
 @pytest.fixture(params=TASKS)
@@ -189,7 +198,7 @@ def test_packs_respect_the_limits_that_the_backbone_names(backbone):
     """A pack as large as the limit allows goes through."""
     limits = backbone.limits
     assert limits.packs_in_flight >= 1
-    embeds_BSH = torch.zeros(limits.rows(32), 32, backbone.hidden_size)
+    embeds_BSH = torch.zeros(limits.rows(32), 32, backbone.hidden_size, device=backbone.device)
     with torch.no_grad():
         assert backbone.blocks(embeds_BSH, None).shape == embeds_BSH.shape
 

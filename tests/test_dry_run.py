@@ -26,7 +26,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_all_that_is_known_is_told(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*given, "--max-length=4"]) == 0
+    assert main([*given, "--max-length=4", "--device=cpu"]) == 0
 
     said = capsys.readouterr().out
     for line in (
@@ -59,7 +59,7 @@ def test_the_estimate_counts_the_rows_that_evaluations_take() -> None:
 def test_the_estimate_grows_with_the_work_and_is_left_out_where_it_costs(
     given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_search_args(given)
+    config = parse_search_args([*given, "--device=cpu"])
     model = Path(config.model)
     data = load_task_data(config, AutoTokenizer.from_pretrained(model))
     ticks = iter(range(10**6))

@@ -76,7 +76,8 @@ def test_weights_are_those_of_the_checkpoint_under_petals_names(run):
         "intermediate_prompt_embeddings": (3, 2 * 32),
         "score": (3, 32),
     }
-    state = torch.load(run.checkpoint(1) / "state.pt", weights_only=True)["model"]
+    saved = run.checkpoint(1) / "state.pt"
+    state = torch.load(saved, weights_only=True, map_location="cpu")["model"]
     for name, tensor in weights.items():
         assert torch.equal(tensor, state[name])
     with safe_open(run.prompts / "prompts.safetensors", "pt") as file:

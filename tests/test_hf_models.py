@@ -81,7 +81,7 @@ class Whole(torch.nn.Module):
         super().__init__()
         self.folder, self.task = folder, task
         for name, parameter in ours.named_parameters():
-            copy = torch.nn.Parameter(parameter.detach().clone())
+            copy = torch.nn.Parameter(parameter.detach().cpu().clone())
             self.register_parameter(name.removesuffix(".weight"), copy)
 
     def forward(self, input_ids, attention_mask, labels):

@@ -38,7 +38,10 @@ def add_deep_prompts(model: Any, deep_LBPH: torch.Tensor) -> None:
 
 def loss_and_gradients(trial: Any, task: str, folder: Path) -> tuple[torch.Tensor, ...]:
     """(loss, gradients of prompt, deep prompts and head): one row at a time, without padding."""
-    leaf = {name: p.detach().clone().requires_grad_() for name, p in trial.model.named_parameters()}
+    leaf = {
+        name: p.detach().cpu().clone().requires_grad_()
+        for name, p in trial.model.named_parameters()
+    }
     prompt = leaf["prompt_embeddings"]
     deep, score = leaf.get("intermediate_prompt_embeddings"), leaf.get("score")
     model = open_whole(folder, prompt.dtype)
@@ -83,15 +86,17 @@ class Differences:
 def differences(folder: Path, backbone: Any) -> Differences:
     """The backbone and the whole model of its folder, on the same padded rows."""
     generator = torch.Generator().manual_seed(1)
-    whole = open_whole(folder, backbone.dtype)
+    device = backbone.device
+    whole = open_whole(folder, backbone.dtype).to(device)
     words = whole.get_input_embeddings().weight
     lengths = torch.tensor([12, 9, 5])
     real_BT = torch.arange(12) < lengths[:, None]
     tokens_BT = torch.randint(3, len(words), real_BT.shape, generator=generator) * real_BT
+    real_BT, tokens_BT = real_BT.to(device), tokens_BT.to(device)
     text = whole.get_input_embeddings()(tokens_BT)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(backbone.dtype)
+        return torch.randn(shape, generator=generator).to(device, backbone.dtype)
 
     given_PH = normal(PROMPT, words.shape[1])
     given_LBPH = normal(backbone.num_blocks, len(lengths), *given_PH.shape)
@@ -140,12 +145,13 @@ def differences(folder: Path, backbone: Any) -> Differences:
 def generation_difference(folder: Path, backbone: Any) -> float:
     """Largest difference of the hidden states of a text that grows in a session, with deep prompts,
     from those of the whole model without a cache, as a part of the largest hidden state."""
-    model = open_whole(folder, backbone.dtype)
+    device = backbone.device
+    model = open_whole(folder, backbone.dtype).to(device)
     generator = torch.Generator().manual_seed(3)
     words = model.get_input_embeddings()
-    tokens = torch.randint(3, words.weight.shape[0], (1, 20), generator=generator)
+    tokens = torch.randint(3, words.weight.shape[0], (1, 20), generator=generator).to(device)
     shape = (backbone.num_blocks, 1, PROMPT, backbone.hidden_size)
-    deep_LBPH = torch.randn(shape, generator=generator, dtype=backbone.dtype)
+    deep_LBPH = torch.randn(shape, generator=generator, dtype=backbone.dtype).to(device)
     session = backbone.session(deep_LBPH, tokens.shape[1])
     parts = [tokens[:, :8], *tokens[:, 8:].split(1, dim=1)]
     ours = torch.cat([session.extend(backbone.embed(part)) for part in parts], dim=1)
