@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.relay import free_port, relay
 from tests.tiny_models import write_tiny_model
-from tune_app.run.search_config import ConfigError
+from tune_app.run.search_config import ConfigError, SearchConfig
+from tune_app.serve import connection
 from tune_app.serve.cli import main
 from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.server_process import ServerSpec
@@ -220,7 +221,16 @@ def test_servers_take_a_machines_gpus_in_turn():
     assert devices(None, 2) == devices("cuda", 2) == ["cuda:0", "cuda:1", "cuda:0"]
     assert devices("cuda:1", 2) == ["cuda:1"] * 3
     assert devices("cpu", 2) == ["cpu"] * 3
-    assert devices(None, 0) == [None] * 3
+    assert devices(None, 0) == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cuda:1"])
+def test_a_searchs_private_swarm_is_on_the_searchs_device(device, model, monkeypatch):
+    """Without one, servers take a GPU if there is one, as in process."""
+    started = []
+    monkeypatch.setattr(connection, "PrivateSwarm", started.append)
+    connection.start_private_swarm(SearchConfig(device=device), model, progress=lambda text: None)
+    assert [config.device for config in started] == [device]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def start_private_swarm(
     return PrivateSwarm(
         ServeConfig(
             model,
-            device=config.device or "cpu",
+            device=config.device,
             dtype=config.dtype,
             max_batch_tokens=2 * _PRIVATE_REQUEST_TOKENS,
         )

@@ -43,7 +43,7 @@ class ServeConfig:
     announce_ports: Sequence[int] = ()
     join: Sequence[str] = ()
     identity: str | Path | None = None
-    device: str | None = "cpu"
+    device: str | None = None
     dtype: str = "float32"
     threads: int | None = None
     max_batch_tokens: int = 8192
