@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_models import write_tiny_model
 from tune_app.models.load_parts import load_blocks
 from tune_app.models.parts import Block
+from tune_app.serve import fast_step
 from tune_app.serve.chain import Chain
 from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.supervisor import PrivateSwarm, private_swarm
@@ -31,6 +32,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ------------------------------------------------------------------------------- in this process
+
+
+def test_of_a_servers_threads_only_the_computing_one_has_several_of_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or OpenMP has more threads than there are processors, and lets them sleep between kernels."""
+    seen: list[int] = []
+    base = fast_step.petals_server.RuntimeWithDeduplicatedPools
+    monkeypatch.setattr(base, "run", lambda self: seen.append(torch.get_num_threads()))
+    for module, name in (  # what `compute_fast` replaces, to have it back
+        (fast_step.petals_server, "RuntimeWithDeduplicatedPools"),
+        (fast_step.petals_server, "merge_inference_pools_inplace"),
+        (fast_step.petals_server, "TransformerConnectionHandler"),
+        (fast_step.block_functions, "MAX_SHORT_INFERENCE_TOKENS"),
+        (fast_step.petals_handler, "run_rpc_forward"),
+        (fast_step.petals_handler, "run_rpc_backward"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+    before = torch.get_num_threads()  # and from now on this thread's
+    fast_step.compute_fast(threads=before + 2)
+    runtime = fast_step.petals_server.RuntimeWithDeduplicatedPools
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(runtime.run, runtime.__new__(runtime)).result()
+
+    assert (seen, torch.get_num_threads()) == ([before + 2], before)
+    torch.set_num_threads(before)  # of threads to come
 
 
 class Served(torch.nn.Module):

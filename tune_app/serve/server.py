@@ -175,8 +175,9 @@ def make_server(
     initial_peers: Sequence[str],
     host_maddrs: Sequence[str],
     announce_maddrs: Sequence[str] | None = None,
-    device: str | None = "cpu",
+    device: str | None = None,
     dtype: str = "float32",
+    threads: int | None = None,
     max_batch_tokens: int = 8192,
     stock: bool = False,
     loaded: Callable[[int], None] = lambda count: None,
@@ -186,6 +187,7 @@ def make_server(
 
     It listens on `host_maddrs` only, and knows no peers other than `initial_peers`.
     device: in torch's notation; None: cuda if available
+    threads: torch threads of the computing thread; None: torch's own number
     max_batch_tokens: rows times positions allowed in a request
     stock: compute as Petals' own server does, for comparisons
     loaded: called after each block with the number of blocks loaded
@@ -194,7 +196,7 @@ def make_server(
     """
     hivemind_ends_with_us()
     if not stock:
-        compute_fast()
+        compute_fast(threads)
     counts = itertools.count(1)
 
     def load_block(*args: Any, **options: Any) -> ServedBlock:

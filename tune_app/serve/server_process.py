@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tune_app.models.import_less import import_less
+from tune_app.run.threads import let_threads_sleep
 from tune_app.serve.checks import answers
 from tune_app.serve.processes import (
     end_with,
@@ -54,11 +55,11 @@ class ServerSpec:
     identity: str
     device: str | None
 
-    def device_among(self, gpus: int) -> str | None:
+    def device_among(self, gpus: int) -> str:
         """Its device on a machine with this many GPUs: the servers take them in turn."""
         if gpus and self.device in (None, "cuda"):
             return f"cuda:{self.number % gpus}"
-        return self.device
+        return self.device or "cpu"
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ def _in_words(exit_code: int | None) -> str:
 def supervise() -> None:
     """The supervisor's process."""
     warnings.simplefilter("ignore")  # the log is for the servers' messages
+    let_threads_sleep()
     import_less()
     import tune_app.serve.server  # noqa: F401 (imports petals once, before the forks)
 
@@ -259,7 +261,8 @@ def _run_server(
     # hivemind's locks are made when it is imported, so all servers would share them, and one that
     # is killed while it holds one would keep the others from ever answering.
     MPFuture.reset_backend()
-    torch.set_num_threads(job.threads)
+    # Only the computing thread has more, see `fast_step`; Petals' own has as many as this one.
+    torch.set_num_threads(job.threads if job.stock else 1)
     P2P._UNIX_SOCKET_PREFIX = f"/unix{job.folder}/"  # removed with the folder
     blocks = range(spec.first_block, spec.end_block)
     server = make_server(
@@ -271,6 +274,7 @@ def _run_server(
         announce_maddrs=[spec.announce] if spec.announce else None,
         device=spec.device_among(torch.cuda.device_count()),
         dtype=job.dtype,
+        threads=job.threads,
         max_batch_tokens=job.max_batch_tokens,
         stock=job.stock,
         loaded=lambda count: news.send(("loading", count)),

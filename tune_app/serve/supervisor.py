@@ -249,10 +249,6 @@ def _environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": path,
         "HIVEMIND_LOGLEVEL": "WARNING",
-        # Spin-waiting OpenMP threads starve the client and the request handlers of CPU: on 2 cores
-        # 178 rows/s, against 300 if idle threads sleep.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",  # otherwise a caller's own would count for more
         "PETALS_CACHE": str(folder),  # Petals keeps a lock file there
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
