@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.real_model import search
+from benchmarks.real_model import command, search
 from tests.trials import Spec, make_trial
 from tune_app.backbones.local import LocalBackbone
 from tune_app.backbones.packer import run_alone
@@ -142,10 +142,10 @@ def main() -> None:
         for kind in ("local", "swarm") if options.trials else ():
             for at_once in (options.trials, 1):
                 out = Path(root) / f"{kind}-{at_once}"
-                done = search(
+                words = command(
                     model, kind, options.trials, options.steps, out, device="cuda", at_once=at_once
                 )
-                print(f"search, {at_once} at once: {done}", flush=True)
+                print(f"search, {at_once} at once: {search(words)}", flush=True)
 
 
 if __name__ == "__main__":

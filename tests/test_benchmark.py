@@ -84,7 +84,8 @@ def _row(arm: str, seconds: float, **values: float) -> dict:
 @pytest.mark.slow
 def test_a_search_is_measured(tmp_path: Path) -> None:
     """As on SmolLM2, which would have to be fetched, but on the demo model."""
-    found = real_model.search(model_folder("demo"), "local", 2, 2, tmp_path / "run")
+    words = real_model.command(model_folder("demo"), "local", 2, 2, tmp_path / "run", at_once=2)
+    found = real_model.search([*words, "--executor=in-process"])
     assert 0 < found.until_first_report < found.seconds
     assert found.peak_mb > 100
     assert 0 <= found.accuracy <= 1

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -143,7 +144,7 @@ def run_search(line: str, home: Path, **more: str) -> RunDir:
     small = re.sub(r"--trials \d+", "", line) + f" --trials {trials} {SMALL}"
     if "--peers" not in line:
         small += " --backbone local"
-    on_ray = re.search("--(address|hosts)|pbt", line)
+    on_ray = re.search("--address|pbt", line)
     if not on_ray:
         small += " --executor in-process"
     if on_ray or "--out runs/reviews" in line:
@@ -197,7 +198,7 @@ def ray_cluster(home: Path) -> Iterator[str]:
     address = f"127.0.0.2:{free_port()}"  # Ray puts an outside address in the place of 127.0.0.1
     head = head.replace("6379", address.partition(":")[2]) + " --node-ip-address=127.0.0.2"
     others = others.replace(ADDRESS, address) + " --node-ip-address=127.0.0.3"
-    started, small = "Ray runtime started", "--num-cpus=1 --block"
+    started, small = "Ray runtime started", "--num-cpus=2 --block"
     with (
         background(f"{head} --include-dashboard=false {small}", home, started, here),
         background(f"{others} {small}", home, started, here),
@@ -209,23 +210,47 @@ def ray_cluster(home: Path) -> Iterator[str]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "line",
-    [pytest.param(line, marks=[pytest.mark.swarm] * ("--peers" in line)) for line in REAL],
+    [
+        pytest.param(line, marks=[pytest.mark.swarm] * ("--peers" in line))
+        for line in REAL
+        if "--address" not in line
+    ],
 )
 def test_a_search_runs(line: str, home: Path, request: pytest.FixtureRequest) -> None:
-    more = {}
     if "--resume" in line or "--warm-start" in line:
         request.getfixturevalue("reviews")
     if "--peers" in line:
         line = line.replace(PEER, request.getfixturevalue("peer"))
         line = line.replace("runs/reviews", "runs/on-the-swarm")
-    if "--address" in line:
-        line = line.replace(ADDRESS, request.getfixturevalue("ray_cluster"))
-        line, more = line.replace("/shared/", "shared/"), {"RAY_AUTH_MODE": "token"}
-    run = run_search(line, home, **more)
-    if "--address" in line:  # a host on each node, which both trained
+    run_search(line, home)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_searches_on_one_cluster_each_have_a_host_on_each_node(
+    home: Path, ray_cluster: str
+) -> None:
+    """Their hosts have the same names, so each search keeps them in a namespace of its own."""
+    (line,) = (line for line in REAL if "--address" in line)
+    line = line.replace(ADDRESS, ray_cluster).replace("/shared/runs/reviews", "shared/{}")
+
+    def search(name: str) -> RunDir:
+        return run_search(line.format(name), home, RAY_AUTH_MODE="token")
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(search, "ab"))
+
+    for run in runs:
         hosts = run.events()[-1]["hosts"]
         assert [host["host"] for host in hosts] == ["host-0", "host-1"]
         assert all(host["rows"] > 0 for host in hosts)
+        # 2 trials x (2 steps of 2 rows and 2 evaluations of 128)
+        assert sum(host["rows"] for host in hosts) == 2 * (2 * 2 + 2 * 128)
+    began, ended = (
+        [event["time"] for run in runs for event in run.events() if event["event"] == kind]
+        for kind in ("search_started", "search_ended")
+    )
+    assert max(began) < min(ended), "they did not run at the same time"
 
 
 @pytest.mark.parametrize("line", DRY)

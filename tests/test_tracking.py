@@ -40,12 +40,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A real search that tells both of them: the page's two lines in one."""
+    """A real search that tells both of them, the page's two lines in one; its trials share two
+    hosts."""
     folder = tmp_path_factory.mktemp("search")
     (offline,) = lines_of("export WANDB_MODE=offline")
     (line,), (more,) = lines_of(f"{SEARCH} --mlflow"), lines_of(f"{SEARCH} --wandb")
     line = line.replace("http://127.0.0.1:5000", server) + more.removeprefix(SEARCH)
-    small = "--backbone local --trials 3 --steps 20 --confirm 1 --confirm-seeds 1 --quiet"
+    small = "--backbone local --trials 3 --steps 20 --confirm 1 --confirm-seeds 1 --quiet --hosts 2"
     said = shell(f"{offline}\n{line} {small}", folder)
     assert f"{server}, experiment first" in said
     return RunDir(folder / "runs" / "first")
@@ -103,6 +104,14 @@ def test_a_real_mlflow_server_has_every_trial_with_its_curve(server: str, run: R
         assert {point.step: point.value for point in curve} == pytest.approx(losses(run, trial))
         # Only what the trial has reported: none of Ray's counters, no path of this machine.
         assert each.data.metrics.keys() - {"training_iteration"} <= reports(run, trial)[-1].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_both_hosts_have_trained(run: RunDir) -> None:
+    hosts = run.events()[-1]["hosts"]
+    assert [host["host"] for host in hosts] == ["host-0", "host-1"]
+    assert all(host["rows"] > 0 for host in hosts)
 
 
 @pytest.mark.slow
