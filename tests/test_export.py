@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -66,6 +70,36 @@ def test_the_folder_says_what_it_holds(run):
     assert (about.model.family, about.model.hidden_size, about.model.num_blocks) == ("llama", 32, 2)
     assert about.data_fingerprint == run.events()[0]["fingerprint"]
     assert about.search_config().train.endswith("train.csv")
+
+
+def test_it_does_without_torch(run):
+    """Its import would be what a search ends with."""
+    program = "import sys; from tune_app.apply.export import export_best as export, RunDir; "
+    program += "print(export(RunDir(sys.argv[1]))); sys.exit('torch' in sys.modules)"
+    before = read_weights(run.prompts)
+    said = subprocess.check_output([sys.executable, "-c", program, run.path], text=True)
+    assert said.strip() == str(run.prompts)
+    torch.testing.assert_close(read_weights(run.prompts), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "compressed"])
+def test_a_damaged_checkpoint_is_named(run, tmp_path, harm):
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    file = copy.checkpoint(1) / "state.pt"
+    content = file.read_bytes()
+    if harm == "compressed":  # might unpack without end
+        with zipfile.ZipFile(file) as old:
+            entries = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+            for name, entry in entries.items():
+                new.writestr(name, entry)
+    elif harm == "cut":
+        file.write_bytes(content[:-30])
+    else:
+        at = content.index(b"weights.safetensors") + 100
+        file.write_bytes(content[:at] + b"?" + content[at + 1 :])
+    with pytest.raises(ConfigError, match=r"state\.pt: cannot be read"):
+        export_best(copy)
 
 
 def test_weights_are_those_of_the_checkpoint_under_petals_names(run):

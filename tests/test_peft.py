@@ -72,7 +72,8 @@ def export(folder: Path, model: Path, task: str, **values) -> tuple[Path, Prompt
         data_fingerprint="f",
         tune_app="0",
     )
-    return write_prompts(folder, tuned.state_dict(), about), tuned
+    weights = {name: weight.numpy() for name, weight in tuned.state_dict().items()}
+    return write_prompts(folder, weights, about), tuned
 
 
 def snippet(folder: Path, model: Path, containing: str) -> dict:
@@ -162,7 +163,8 @@ def test_a_model_of_a_hub_is_the_base_model(tmp_path, models):
     about = read_about(folder)
     hub = replace(about, model=replace(about.model, name="acme/tiny-llama", revision="abc"))
     hub = replace(hub, search={**about.search, "train": None}, metrics={"valid": {"loss": 1.0}})
-    write_prompts(folder, read_weights(folder), hub)
+    weights = {name: weight.numpy() for name, weight in read_weights(folder).items()}
+    write_prompts(folder, weights, hub)
     data = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert (data["base_model"], data["base_model_relation"]) == ("acme/tiny-llama", "adapter")
     assert "datasets" not in data

@@ -21,6 +21,7 @@ from tune_app.run.settings import Role
 from tune_app.tasks.base import Task
 from tune_app.tasks.known import task_named
 from tune_app.tasks.summary import DataSummary
+from tune_app.train.checkpoint import read_weights
 
 
 def export_best(run: RunDir) -> Path | None:
@@ -28,20 +29,17 @@ def export_best(run: RunDir) -> Path | None:
 
     With confirmation, they are those of the winning config's judged run with the best *validation*
     result, so that its test results stay fair. Without, those of the trial with the best validation
-    result. Returns None and writes nothing if no trial has finished. Imports torch (about a
-    second), which a search's driver does not do before.
+    result. Returns None and writes nothing if no trial has finished.
     """
     results = load(run)
     row = _winner(results)
     if row is None:
         return None
-    from tune_app.train.checkpoint import read_state
-
     number = int(row["trial"])
     of = number if pd.isna(row["of"]) else int(row["of"])
     file = run.checkpoint(number) / "state.pt"
     try:
-        state = read_state(file.read_bytes())
+        weights = read_weights(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read, so no prompts are exported: {error}") from None
     settings = SearchConfig.from_yaml(run.search_yaml)
@@ -67,7 +65,7 @@ def export_best(run: RunDir) -> Path | None:
         scale=None if summary is None else summary.scale,
         answer=_answer(results),
     )
-    return write_prompts(run.prompts, state["model"], about)
+    return write_prompts(run.prompts, weights, about)
 
 
 def _for_others(settings: dict[str, Any]) -> dict[str, Any]:

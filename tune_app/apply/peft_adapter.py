@@ -15,22 +15,22 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from safetensors.numpy import save
+
 from tune_app.models.folder import is_local, model_folder
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
     from tune_app.apply.prompts_folder import About
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def adapter_files(weights: Mapping[str, torch.Tensor], about: About) -> dict[str, str | bytes]:
+def adapter_files(weights: Mapping[str, np.ndarray], about: About) -> dict[str, str | bytes]:
     """File name -> content; empty if PEFT has no type for the prompts."""
     if about.config.tuning_mode != "ptune":
         return {}
-    from safetensors.torch import save
-
     name = about.model.name
     config = {
         "peft_type": "PROMPT_TUNING",
@@ -46,7 +46,7 @@ def adapter_files(weights: Mapping[str, torch.Tensor], about: About) -> dict[str
     tensors = {"prompt_embeddings": weights["prompt_embeddings"]}
     if "score" in weights:
         tensors["base_model.score.weight"] = weights["score"]
-    content = save({key: value.contiguous().cpu() for key, value in tensors.items()})
+    content = save(tensors)
     return {
         ADAPTER_CONFIG: json.dumps(config, indent=2) + "\n",
         ADAPTER_WEIGHTS: content,

@@ -5,7 +5,7 @@
     README.md             model_card.py: the same for people and hubs, and how to use it elsewhere
     adapter_*             peft_adapter.py: the same weights for PEFT (ptune)
 
-Imports torch only to read or write weights.
+Imports torch only to read weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors.numpy import save
 
 from tune_app.apply.model_card import model_card
 from tune_app.apply.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
@@ -28,6 +30,7 @@ from tune_app.tasks.base import Scale
 from tune_app.tasks.known import TASKS
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _Record = TypeVar("_Record")
@@ -69,10 +72,8 @@ class About:
         )
 
 
-def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: About) -> Path:
+def write_prompts(folder: Path, weights: Mapping[str, np.ndarray], about: About) -> Path:
     """Writes the folder; prompts.json last, so that a kill leaves nothing that looks complete."""
-    from safetensors.torch import save
-
     flat = {
         "model": about.model.name,
         "revision": about.model.revision or "",
@@ -86,7 +87,7 @@ def write_prompts(folder: Path, weights: Mapping[str, torch.Tensor], about: Abou
         "data_fingerprint": about.data_fingerprint,
         "tune_app": about.tune_app,
     }
-    content = save({name: weights[name].contiguous().cpu() for name in weights}, metadata=flat)
+    content = save(dict(weights), metadata=flat)
     files = RunDir(folder)
     files.write_atomic(WEIGHTS, content)
     files.write_atomic(CARD, model_card(about))

@@ -3,7 +3,6 @@ callback."""
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +16,7 @@ from tune_app.run.trial_report import Report, Usage, evaluation_steps
 from tune_app.tasks.base import Sums
 from tune_app.tasks.data import Batch, DataOrder, Dataset, TaskData
 from tune_app.tasks.objectives import LOSS, Objective
-from tune_app.train.checkpoint import read_state
+from tune_app.train.checkpoint import pack, read_state
 from tune_app.train.optim import build_optimizer, build_scheduler, change
 from tune_app.train.prompt_model import Evaluation, PromptTunedModel
 
@@ -194,9 +193,7 @@ class TrainingRun:
             "usage": asdict(self.model.usage),
             "last_report": None if self.last_report is None else self.last_report.flat(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        return pack(state)
 
     def load_state(self, checkpoint: bytes) -> None:
         """Resumes from `state()`, with the losses of a run that was never interrupted."""
