@@ -256,6 +256,30 @@ def test_a_summary_with_facts_of_an_earlier_version_opens(tmp_path, tokenizer):
     assert type(data.summary).from_dict(known | {"cut": {"train": [1, 2]}}) == data.summary
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rows": True},
+        {"judged": [3]},
+        {"class_names": ["a"]},
+        {"class_names": []},
+        {"class_counts": {"train": [30, [30]]}},
+        {"class_counts": {"train": [30, "30"]}},
+        {"class_counts": {"train": [30, -1]}},
+        {"class_counts": {"train": [0, 0]}},
+        {"class_counts": {"train": [30, 30], "test": [3]}},
+        {"class_counts": {"test": [3, 3]}},
+        {"scale": {"mean": "0", "std": 1.0}},
+    ],
+    ids=str,
+)
+def test_a_damaged_summary_is_refused(tmp_path, tokenizer, damage):
+    """So that a report opens without it, and nothing counts with what is no number."""
+    data = load_task_data(SearchConfig(train=write(tmp_path / "a.csv", rows_of("ab"))), tokenizer)
+    with pytest.raises((TypeError, ValueError)):
+        type(data.summary).from_dict(data.summary.to_dict() | damage)
+
+
 def test_built_in_rows_that_cutting_makes_equal_are_left_out_and_said(tokenizer):
     data = load_task_data(SearchConfig(max_length=4), tokenizer)
     train, valid, test = (

@@ -20,7 +20,6 @@ from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig, s
 from tune_app.run.settings import Role
 from tune_app.tasks.base import Task
 from tune_app.tasks.known import task_named
-from tune_app.tasks.summary import DataSummary
 from tune_app.train.checkpoint import read_weights
 
 
@@ -45,7 +44,6 @@ def export_best(run: RunDir) -> Path | None:
     settings = SearchConfig.from_yaml(run.search_yaml)
     begun = RunState.read(run).first
     assert begun is not None  # since a trial has finished
-    summary = DataSummary.from_dict(begun.data)
     about = About(
         model=ModelIdentity.of(
             settings.model,
@@ -62,7 +60,7 @@ def export_best(run: RunDir) -> Path | None:
         search=_for_others({name: getattr(settings, name) for name in settings_with(Role.PROMPTS)}),
         data_fingerprint=begun.fingerprint,
         tune_app=_version(),
-        scale=None if summary is None else summary.scale,
+        scale=None if results.data is None else results.data.scale,
         answer=_answer(results),
     )
     return write_prompts(run.prompts, weights, about)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from tune_app.run.typed import well_typed
 from tune_app.tasks.base import Scale, Task
 
 if TYPE_CHECKING:
@@ -76,7 +77,18 @@ class DataSummary:
         values["class_counts"] = {split: tuple(rows) for split, rows in counts.items()}
         if values.get("scale") is not None:
             values["scale"] = Scale(**values["scale"])
-        return cls(**values)
+            if len(well_typed(Scale, vars(values["scale"]))) < len(fields(Scale)):
+                raise TypeError("scale needs numbers")
+        if odd := values.keys() - well_typed(cls, values).keys():
+            raise TypeError(f"of another type: {', '.join(sorted(odd))}")
+        summary = cls(**values)
+        if bool(summary.class_counts) != bool(summary.class_names):
+            raise ValueError("class_names and class_counts belong together")
+        for split in {"train", *summary.class_counts} if summary.class_counts else ():
+            rows = summary.class_counts.get(split, ())
+            if len(rows) != len(summary.class_names) or min(rows) < 0 or not any(rows):
+                raise ValueError(f"{split} needs the rows of each class")
+        return summary
 
 
 @dataclass(frozen=True)
