@@ -12,8 +12,8 @@ and 16 at once:
     random               random configs, every trial to its end
     random+ASHA, Ray     with Ray Tune's ASHA as it ships, a rung at the first evaluation
     TPE, GP              plain Optuna, every trial to its end, the first 8 at random
-    BOHB, Syne Tune      its searcher and its ASHA as they ship (`pip install syne-tune`; else left
-                         out)
+    BOHB, Syne Tune      its searcher and its ASHA as they ship; left out without
+                         `pip install syne-tune statsmodels`
     TPE+ASHA             tune_app with --sampler tpe --prior off
     TPE+ASHA+prior       tune_app with --sampler tpe and the default space's prior
     default              tune_app with the default space's prior
