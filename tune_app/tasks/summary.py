@@ -84,8 +84,9 @@ class DataSummary:
         summary = cls(**values)
         if bool(summary.class_counts) != bool(summary.class_names):
             raise ValueError("class_names and class_counts belong together")
-        for split in {"train", *summary.class_counts} if summary.class_counts else ():
-            rows = summary.class_counts.get(split, ())
+        if summary.class_counts and "train" not in summary.class_counts:
+            raise ValueError("class_counts lacks the training rows")
+        for split, rows in summary.class_counts.items():
             if len(rows) != len(summary.class_names) or min(rows) < 0 or not any(rows):
                 raise ValueError(f"{split} needs the rows of each class")
         return summary
