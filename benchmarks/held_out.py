@@ -43,7 +43,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ import optuna
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from benchmarks import curves as recorded
-from benchmarks.sample_efficiency import RESULTS, Key
+from benchmarks.sample_efficiency import RESULTS
 from benchmarks.simulated_search import (
     DEMO,
     MOST,
+    Curve,
     End,
     Study,
     SyneTune,
@@ -66,6 +67,7 @@ from benchmarks.simulated_search import (
     tokens_to,
     world,
 )
+from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import evaluation_steps
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
 from tune_app.search.warm_start import EarlierRun, learned
@@ -145,32 +147,41 @@ def run(name: str, way: str, at_once: int, seeds: int) -> tuple[str, str, int, l
     )
 
 
+@dataclass(frozen=True)
+class Foreseen(World):
+    """A world that ends each trial but the default after its first evaluation, unless it will
+    reach the target."""
+
+    target: float = 0.0
+
+    def curve(self, config: TrialConfig) -> Curve:
+        curve = super().curve(config)
+        return curve if config == self.base or curve[-1][0] <= self.target else curve[:1]
+
+
 def bounds(name: str, seeds: int) -> str:
-    """A row: configs that reach the target; full trials that random search needs; and how many
-    times fewer those two who know more do."""
+    """A row: recorded configs that reach the target; full trials that random search needs; and how
+    many times fewer those two who know more do."""
     here = world(name)
     asked = (here.base.lr, here.base.scheduler, here.base.num_warmup_steps())
     best = min(here.curves.values(), key=lambda curve: curve[-1][0])
 
-    def searches(curves: dict[Key, list[tuple[float, int]]]) -> list[list[End]]:
-        known = replace(here, curves=curves, seen={})
+    def searches(known: World) -> list[list[End]]:
         return [search(known, Study(known, seed, "random", None), 4) for seed in range(seeds)]
 
-    plain = searches(here.curves)
+    plain = searches(here)
     target = statistics.median_high(best_of(ends, TARGET) for ends in plain)
 
     def needed(found: list[list[End]]) -> float:
         return statistics.median(tokens_to(e, target, MOST * here.full) for e in found) / here.full
 
-    reaching = {key for key, curve in here.curves.items() if curve[-1][0] <= target}
+    reaching = sum(curve[-1][0] <= target for curve in here.curves.values())
     choosing = {key: curve if key == asked else best for key, curve in here.curves.items()}
-    stopping = {
-        key: curve if key == asked or key in reaching else curve[:1]
-        for key, curve in here.curves.items()
-    }
-    random, *oracles = (needed(found) for found in (plain, *map(searches, (choosing, stopping))))
-    figures = " | ".join(f"{random / trials:.1f}" for trials in oracles)
-    return f"| {name} | {len(reaching)} of {len(here.curves)} | {random:.1f} | {figures} |"
+    foreseen = Foreseen(here.name, here.curves, here.steps, here.batch_size, here.space, {}, target)
+    oracles = (replace(here, curves=choosing, seen={}), foreseen)
+    random, *fewest = (needed(found) for found in (plain, *map(searches, oracles)))
+    figures = " | ".join(f"{random / trials:.1f}" for trials in fewest)
+    return f"| {name} | {reaching} of {len(here.curves)} | {random:.1f} | {figures} |"
 
 
 def tables(results: dict[tuple[str, str, int], list[list[End]]], names: list[str]) -> list[str]:

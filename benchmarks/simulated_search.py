@@ -2,6 +2,11 @@
 
 Sampler and trial scheduler are the very objects that a search uses, or those of another tool, and
 each running trial advances by one evaluation in turn.
+
+Between two recorded learning rates, curves are interpolated, or a whole basin around each recorded
+one would have the very same loss: a sampler that follows a slope would find none.
+
+    python -m benchmarks.simulated_search   compares this with taking the nearest recorded config
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from statistics import mean
 from typing import Any, Protocol
 
 import optuna
@@ -32,24 +38,25 @@ from tune_app.study.yaml_space import load_space
 MOST = 32  # trials of a search
 DEMO = "docstrings"  # the task that rules were tuned on: to learn from, not to be judged
 
+Curve = list[tuple[float, int]]  # (loss, tokens so far) at each evaluation
+
 
 @dataclass(frozen=True)
 class World:
-    """A task's curves: (loss, tokens) at each evaluation of each config."""
+    """A task's curves, by config."""
 
     name: str
-    curves: dict[Key, list[tuple[float, int]]]
+    curves: dict[Key, Curve]
     steps: int
     batch_size: int
     space: SearchSpace
-    seen: dict[Key, Key] = field(default_factory=dict)
+    seen: dict[Key, Curve] = field(default_factory=dict)
 
-    def curve(self, config: TrialConfig) -> list[tuple[float, int]]:
-        """That of the config, or of the nearest one that was recorded."""
+    def curve(self, config: TrialConfig) -> Curve:
         asked = (config.lr, config.scheduler, config.num_warmup_steps())
         if asked not in self.seen:
-            self.seen[asked] = min(self.curves, key=partial(_distance, asked))
-        return self.curves[self.seen[asked]]
+            self.seen[asked] = curve_at(asked, self.curves)
+        return self.seen[asked]
 
     @property
     def base(self) -> TrialConfig:
@@ -67,6 +74,24 @@ class World:
     def gain(self, loss: float) -> float:
         default = self.curve(self.base)[-1][0]
         return (default - loss) / (default - self.best)
+
+
+def curve_at(asked: Key, curves: Mapping[Key, Curve]) -> Curve:
+    """The curve of a config: that of the nearest recorded schedule and warmup, interpolated between
+    the recorded learning rates on both sides, on a logarithmic scale. Where only one side is
+    recorded, or one of the two diverged, it is the nearest one's."""
+    nearest = min(curves, key=partial(_distance, asked))
+    alike = [key for key in curves if key[1:] == nearest[1:]]
+    below = max((key for key in alike if key[0] <= asked[0]), default=nearest)
+    above = min((key for key in alike if key[0] >= asked[0]), default=nearest)
+    low, high = curves[below], curves[above]
+    if below == above or len(low) != len(high):
+        return curves[nearest]
+    share = math.log(asked[0] / below[0]) / math.log(above[0] / below[0])
+    return [
+        (one + share * (other - one), round(tokens + share * (more - tokens)))
+        for (one, tokens), (other, more) in zip(low, high, strict=True)
+    ]
 
 
 def _distance(one: Key, other: Key) -> tuple[bool, float]:
@@ -247,3 +272,36 @@ def best_of(ends: Iterable[End], trials: int) -> float:
 
 def tokens_to(ends: list[End], target: float, most: int) -> int:
     return min((end.tokens for end in ends if end.loss <= target), default=most)
+
+
+def halfway(name: str) -> tuple[int, float, float]:
+    """How many recorded configs have a learning rate between two others that were recorded, and the
+    mean errors of their last losses if only those others are known: of the nearest, and
+    interpolated. Only where all three losses are below that of a guess (the median config)."""
+    curves = world(name).curves
+    middle = sorted(curve[-1][0] for curve in curves.values())[len(curves) // 2]
+    nearest, between = [], []
+    for key in curves:
+        alike = sorted(other for other in curves if other[1:] == key[1:])
+        place = alike.index(key)
+        if not 0 < place < len(alike) - 1:
+            continue
+        sides = [alike[place - 1], alike[place + 1]]
+        loss, *losses = (curves[k][-1][0] for k in (key, *sides))
+        if max(loss, *losses) > middle:
+            continue
+        known = {side: curves[side] for side in sides}
+        nearest.append(mean(abs(loss - other) for other in losses))
+        between.append(abs(loss - curve_at(key, known)[-1][0]))
+    return len(nearest), mean(nearest), mean(between)
+
+
+def main() -> None:
+    print("| task | configs | error of the nearest | interpolated |\n| --- | --- | --- | --- |")
+    for name in (DEMO, *(name for name in recorded.read() if name in recorded.HELD_OUT)):
+        count, nearest, between = halfway(name)
+        print(f"| {name} | {count} | {nearest:.3f} | {between:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import optuna
@@ -13,7 +13,7 @@ import pytest
 from benchmarks import held_out
 from benchmarks.curves import TASKS, Point, append, read
 from benchmarks.held_out import PRIOR, tables
-from benchmarks.simulated_search import End, Study, World, best_of, search, tokens_to
+from benchmarks.simulated_search import End, Study, World, best_of, curve_at, search, tokens_to
 from tune_app.run.trial_config import TrialConfig
 from tune_app.run.trial_report import deciding_steps, evaluation_steps
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
@@ -82,11 +82,31 @@ def test_what_an_evaluation_that_decides_nothing_says_changes_no_search(world) -
         assert found[0] == found[1]
 
 
-def test_a_config_that_was_not_recorded_has_the_curve_of_the_nearest(world) -> None:
-    near = replace(world.base, lr=1.1e-2, scheduler="constant_with_warmup", warmup_steps=3)
-    assert world.curve(near)[-1][0] == pytest.approx(0.0, abs=1e-9)
+def test_a_config_that_was_not_recorded_lies_between_those_that_were(world) -> None:
+    """The loss of this world is linear in the exponent, so what is between is known exactly."""
+    between = replace(world.base, lr=10**-2.9, scheduler="constant_with_warmup", warmup_steps=3)
+    assert [loss for loss, _ in world.curve(between)] == pytest.approx([1.3, 1.2, 1.1, 1.0, 0.9])
+    assert [tokens for _, tokens in world.curve(between)] == [100, 200, 300, 400, 500]
     assert world.gain(0.0) == pytest.approx(1.0)
     assert world.gain(1.0) == pytest.approx(0.0)
+
+
+def test_beside_a_config_that_diverged_and_outside_the_grid_the_nearest_counts(world) -> None:
+    known = [key for key in world.curves if key[1:] == ("linear", 0)]
+    highest = max(known)
+    curves = {key: world.curves[key] for key in known} | {highest: [(20.0, 100)]}
+    losses = [curve_at((lr, "linear", 0), curves)[-1][0] for lr in (0.06, 0.09, 0.5, 1e-5)]
+    assert losses == pytest.approx([0.75, 20.0, 20.0, 2.0])
+
+
+def test_who_foresees_the_ends_stops_what_will_not_reach_the_target(world) -> None:
+    foreseen = held_out.Foreseen(*(getattr(world, f.name) for f in fields(world)), target=0.5)
+    lengths = [
+        len(foreseen.curve(replace(world.base, lr=lr, warmup_steps=0)))
+        for lr in (10**-2.6, 10**-2.4)
+    ]
+    assert lengths == [1, 5]
+    assert len(foreseen.curve(world.base)) == 5
 
 
 def test_earlier_searches_on_other_tasks_begin_a_warm_start(world, monkeypatch) -> None:
