@@ -42,9 +42,9 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Records of calls that gcs_server keeps for the dashboard, at 1 KB each; Ray's 100,000 are
-    # those of 5,000 short trials.
-    "RAY_task_events_max_num_task_in_gcs": "10000",
+    # Records of calls that gcs_server keeps for the dashboard, at 2 KB each: those of some hundred
+    # trials. Ray's own limit is 100,000.
+    "RAY_task_events_max_num_task_in_gcs": "2000",
 }
 _MOST_STARTED_AHEAD = 32  # workers; each takes half a second of CPU time
 _LOOK_S = 1.0  # how often Ray's own processes are checked
