@@ -108,6 +108,10 @@ def test_a_real_search_on_a_real_swarm(
         assert weights.get_slice("prompt_embeddings").get_shape() == [8, 128]
         assert weights.get_slice("score").get_shape() == [8, 128]
     assert run.report_html.stat().st_size > 100_000
+    # TensorBoard's files were copied, and Ray Tune has saved no trial.
+    assert len({file.parent.name for file in run.ray.rglob("*tfevents*")}) == len(trials)
+    saved = {file.read_text() for file in run.ray.rglob("experiment_state-*")}
+    assert saved == {'{"trial_data": []}'}
 
     # The verdict's figures are means over the seeds; these are of the prompts that one gets.
     assert apply.main([str(run.path), "--evaluate", "--quiet"]) == 0

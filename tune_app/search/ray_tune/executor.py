@@ -22,6 +22,7 @@ from tune_app.search.ray_tune.cluster import Cluster, open_cluster
 from tune_app.search.ray_tune.internals import (
     ray_as_found,
     retried_if_actor_dies_between_trials,
+    without_saved_trials,
     without_torch,
 )
 from tune_app.search.ray_tune.population import as_population
@@ -119,6 +120,7 @@ def ray_tune(
         open_cluster(config, progress=progress, say=say, ray_died=ray_died) as cluster,
         ray_as_found(),
         retried_if_actor_dies_between_trials(),
+        without_saved_trials(),
     ):
         yield RayTune(config, space, run, cluster)
 

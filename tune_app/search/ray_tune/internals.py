@@ -37,6 +37,9 @@ _REGISTRY: _Part = ("ray.tune.registry", "_global_registry")
 _KIND: _Part = ("ray.tune.registry", "TRAINABLE_CLASS")
 _ERROR: _Part = ("ray.tune.experiment.trial", "Trial.pickled_error_file")
 _NEXT_CALL: _Part = ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_train")
+_SAVE: _Part = ("ray.tune.execution.tune_controller", "TuneController.save_to_dir")
+_STAGING: _Part = ("ray.train._internal.storage", "StorageContext.experiment_driver_staging_path")
+_STATE: _Part = (_SAVE[0], "TuneController.experiment_state_file_name")
 _TASK_FAILURE: _Part = ("ray.tune.execution.tune_controller", "TuneController._trial_task_failure")
 _COUNT_CALLBACKS: _Part = ("ray.air._internal.usage", "tag_callbacks")
 _DUPLICATE: _Part = ("ray.tune.result", "RESULT_DUPLICATE")
@@ -61,6 +64,7 @@ def check_ray() -> None:
     """Raises ConfigError if this version of Ray lacks what the functions below rely on."""
     parts = [_RESOLVE, _START, _WORKER, _DEAD, _KILL, _ENVIRONMENT, _STORAGE, _TRIAL_INFO]
     parts += [_REGISTRY, _KIND, _ERROR, _NEXT_CALL, _TASK_FAILURE, _COUNT_CALLBACKS, _DUPLICATE]
+    parts += [_SAVE, _STAGING, _STATE]
     missing = []
     for part in parts:
         try:
@@ -185,6 +189,21 @@ def ray_as_found() -> Iterator[None]:
 
 
 @contextmanager
+def without_saved_trials() -> Iterator[None]:
+    """Keeps Tune from saving all trials every 10 s, for a `Tuner.restore` that never comes: after
+    1,000 trials that is 11 MB each time, kept in memory as well. The events have it all."""
+
+    def save_to_dir(controller: Any) -> None:
+        # This folder is copied to the run next, with TensorBoard's files. Tune looks for the file.
+        folder = Path(controller._storage.experiment_driver_staging_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / controller.experiment_state_file_name).write_text('{"trial_data": []}')
+
+    with _replaced(_SAVE, save_to_dir):
+        yield
+
+
+@contextmanager
 def retried_if_actor_dies_between_trials() -> Iterator[None]:
     """Makes Tune retry a trial whose actor dies before it begins.
 
@@ -200,13 +219,20 @@ def retried_if_actor_dies_between_trials() -> Iterator[None]:
         else:
             failed(controller, trial, exception)
 
-    module, path = _TASK_FAILURE
-    controller = _part((module, path.partition(".")[0]))
-    controller._trial_task_failure = task_failed
+    with _replaced(_TASK_FAILURE, task_failed):
+        yield
+
+
+@contextmanager
+def _replaced(method: _Part, by: Callable[..., None]) -> Iterator[None]:
+    module, path = method
+    owner, _, name = path.rpartition(".")
+    original = _part(method)
+    setattr(_part((module, owner)), name, by)
     try:
         yield
     finally:
-        controller._trial_task_failure = failed
+        setattr(_part((module, owner)), name, original)
 
 
 @contextmanager

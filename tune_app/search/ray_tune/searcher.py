@@ -50,6 +50,3 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it with the trials, and the study's URL may have a password
-
-    def save(self, checkpoint_path: str) -> None:
-        """Tune saves searchers for its own `Tuner.restore`; here the study is what is saved."""
