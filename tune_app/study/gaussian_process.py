@@ -13,8 +13,9 @@ that were stopped early, and learns nothing from the others if one lies outside 
 
 The first four suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors:
 each parameter takes a value from each quarter of its prior, or of its range if it has none. Further
-ones before any trial has ended are such hypercubes of the whole space. So a prior says where to
-begin, and if it is wrong, no later trial repeats the mistake.
+ones before any trial has ended are such hypercubes of the whole space. So are the next four if none
+of the priors' suggestions has beaten the documented default: then the priors are probably wrong,
+and the model knows little beyond them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tune_app.run.trial_config import TrialConfig
 from tune_app.study.parameter import at_share, contains, share_of
 from tune_app.study.prior import suggested_before, value_at
-from tune_app.study.space import SearchSpace
+from tune_app.study.space import SearchSpace, origin_of
 from tune_app.study.surrogate import expected_improvement
 
 _FIRST = 4  # trials, of the Latin hypercube
@@ -71,7 +72,7 @@ class GaussianProcess(BaseSampler):
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         ended = [t for t in others if self._learned(t)]
         before = suggested_before(study, trial)
-        if before < _FIRST or not ended:
+        if before < _FIRST or not ended or (before < 2 * _FIRST and self._misled(ended)):
             point = self._first(before)
         else:
             running = [t for t in others if t.state == TrialState.RUNNING]
@@ -97,6 +98,15 @@ class GaussianProcess(BaseSampler):
         if trial.params or "config" not in trial.user_attrs:
             return trial.params
         return self._space.nearest(TrialConfig.from_known(trial.user_attrs["config"]))
+
+    def _misled(self, ended: Sequence[FrozenTrial]) -> bool:
+        """Whether there are priors, and all they suggested is worse than the documented default."""
+        losses: dict[str, list[float]] = {"default": [], "suggested": []}
+        for trial in ended:
+            losses.setdefault(origin_of(trial.user_attrs), []).append(_value(trial))
+        defaults, suggested = losses["default"], losses["suggested"]
+        known = any(self._priors.values()) and defaults and suggested
+        return bool(known) and min(defaults) <= min(suggested)
 
     def _first(self, place: int) -> Point:
         """The point at that place of a Latin hypercube of the priors; after its end, of the whole
