@@ -65,9 +65,8 @@ _CLIENT_DHT = {
 }
 CONNECT_TIMEOUT_S = 25.0
 _FAR_S = 0.02  # round trip from which a swarm counts as distant
-_MEASURED_AGAIN = (
-    3  # times, before a swarm counts as distant: on a busy machine loopback seems to be
-)
+# How often a long round trip is measured again: on a busy machine even loopback seems distant.
+_MEASURED_AGAIN = 3
 # A libp2p stream takes this many bytes before the receiver must allow more, which costs a round
 # trip (yamux's initial window). Every request has its own stream.
 _STREAM_WINDOW = 256 * 2**10

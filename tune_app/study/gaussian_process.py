@@ -21,6 +21,7 @@ and the model knows little beyond them.
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -101,12 +102,13 @@ class GaussianProcess(BaseSampler):
 
     def _misled(self, ended: Sequence[FrozenTrial]) -> bool:
         """Whether there are priors, and all they suggested is worse than the documented default."""
-        losses: dict[str, list[float]] = {"default": [], "suggested": []}
-        for trial in ended:
-            losses.setdefault(origin_of(trial.user_attrs), []).append(_value(trial))
-        defaults, suggested = losses["default"], losses["suggested"]
-        known = any(self._priors.values()) and defaults and suggested
-        return bool(known) and min(defaults) <= min(suggested)
+
+        def lowest(origin: str) -> float:
+            losses = (_value(t) for t in ended if origin_of(t.user_attrs) == origin)
+            return min(losses, default=math.inf)
+
+        has_priors = any(prior is not None for prior in self._priors.values())
+        return has_priors and lowest("default") <= lowest("suggested") < math.inf
 
     def _first(self, place: int) -> Point:
         """The point at that place of a Latin hypercube of the priors; after its end, of the whole
