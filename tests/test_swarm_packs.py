@@ -87,12 +87,13 @@ def test_a_server_that_takes_little_is_never_asked_for_more(folder):
 
 
 def test_several_packs_are_in_flight_on_a_chain_of_servers(folder, monkeypatch):
-    specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
     import tune_app.petals_compat  # noqa: F401, I001
     from petals.utils.ping import PingAggregator
 
+    specs = [replace(spec, seed=seed) for seed in range(4) for spec in MIXED]
     packs, second = 0, threading.Event()
-    measured = PingAggregator.to_dict  # once, on a machine that is busy: not a distant swarm
+    # A first measurement on a busy machine does not make the swarm a distant one.
+    measured = PingAggregator.to_dict
     monkeypatch.setattr(
         PingAggregator,
         "to_dict",

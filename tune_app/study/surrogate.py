@@ -28,7 +28,7 @@ _LONGEST = 2.0
 _NOISE = (-4.0, 1.0)
 # By how much a loss must be lower to count as an improvement, in standard deviations of the losses
 # (Brochu, Cora and de Freitas 2010, section 2.3.1). Without it, searches spent many trials right
-# beside the best one. 0.2 is the best of 0, 0.1, 0.2, 0.4 and 0.8 (benchmarks/README.md).
+# beside the best one. 0.2 is the best of 0, 0.2, 0.4 and 0.8 (benchmarks/README.md).
 _MARGIN = 0.2
 
 

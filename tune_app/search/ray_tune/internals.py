@@ -171,14 +171,12 @@ def ray_as_found() -> Iterator[None]:
     environment = dict(_part(_ENVIRONMENT))
     loggers = os.environ.get(_NO_LOGGERS)
     os.environ[_NO_LOGGERS] = "1"  # JSON and CSV: the events have it all
-    # For its usage statistics, though they are off, Tune counts callbacks of MLflow and W&B, which
-    # it imports for that where they are installed: two seconds.
-    usage, counts = importlib.import_module(_COUNT_CALLBACKS[0]), _part(_COUNT_CALLBACKS)
-    setattr(usage, _COUNT_CALLBACKS[1], _nothing)
     try:
-        yield
+        # For its usage statistics, though they are off, Tune counts callbacks of MLflow and W&B,
+        # which it imports for that where they are installed: two seconds.
+        with _replaced(_COUNT_CALLBACKS, _nothing):
+            yield
     finally:
-        setattr(usage, _COUNT_CALLBACKS[1], counts)
         if loggers is None:
             os.environ.pop(_NO_LOGGERS, None)
         else:
@@ -224,15 +222,17 @@ def retried_if_actor_dies_between_trials() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(method: _Part, by: Callable[..., None]) -> Iterator[None]:
-    module, path = method
+def _replaced(function: _Part, by: Callable[..., None]) -> Iterator[None]:
+    """A function of a module, or a method of a class in one."""
+    module, path = function
     owner, _, name = path.rpartition(".")
-    original = _part(method)
-    setattr(_part((module, owner)), name, by)
+    holder = _part((module, owner)) if owner else importlib.import_module(module)
+    original = getattr(holder, name)
+    setattr(holder, name, by)
     try:
         yield
     finally:
-        setattr(_part((module, owner)), name, original)
+        setattr(holder, name, original)
 
 
 @contextmanager
