@@ -5,7 +5,7 @@
 
 Takes the curves of benchmarks.curves, without those that diverged, and of the demo task those of
 benchmarks.sample_efficiency, which have evaluations alone. The searches are those of
-benchmarks.held_out, 4 trials at once, in which the worse half ends at the rung.
+benchmarks.held_out, 4 trials at once, in which the worst quarter ends at the rung.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import optuna
-from ray.tune.schedulers import AsyncHyperBandScheduler
 from scipy.stats import spearmanr
 
 from benchmarks import curves as recorded
 from benchmarks.held_out import AFTER, PRIOR, TARGET
 from benchmarks.simulated_search import DEMO, MOST, Study, World, best_of, search, tokens_to, world
 from tune_app.run.trial_report import evaluation_steps
+from tune_app.search.ray_tune.schedulers import Asha
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,8 @@ def correlation(name: str, verdict: Callable[[Curve], float]) -> float:
     return float(spearmanr(judged, [curve.whole[-1] for curve in curves]).statistic)
 
 
-def rung_at(here: World, evaluation: int) -> AsyncHyperBandScheduler:
-    steps = evaluation_steps(here.steps)
-    return AsyncHyperBandScheduler(
-        time_attr="step",
-        max_t=here.steps + 1,
-        grace_period=steps[evaluation - 1],
-        reduction_factor=2,
-    )
+def rung_at(here: World, evaluation: int) -> Asha:
+    return Asha(evaluation_steps(here.steps)[evaluation - 1])
 
 
 def judged_by(name: str, verdict: Callable[[Curve], float]) -> World:

@@ -12,6 +12,8 @@ from typing import Any
 import optuna
 import pytest
 import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
@@ -81,14 +83,32 @@ def test_asha_and_its_pruner_look_at_deciding_evaluations_alone(steps: int) -> N
         assert not any(trial.should_prune() for trial in trials.values())
 
 
-def test_asha_keeps_the_better_half_at_three_fifths(asha: TrialScheduler) -> None:
-    assert stopped_at(asha, 30, WORSE_AND_WORSE) == [1, 2, 3, 4, 5, 6]
-    # Now half of the trials are below 4.0.
-    assert stopped_at(asha, 30, {7: 3.5, 8: 4.5}) == [8]
+def test_asha_ends_the_worst_quarter_at_three_fifths(asha: TrialScheduler) -> None:
+    # The first four are only known; the fifth and those after it are worse than all before.
+    assert stopped_at(asha, 30, WORSE_AND_WORSE) == [4, 5, 6]
+    # Now a quarter of the trials are above 5.5, and with the next one above 5.55.
+    assert stopped_at(asha, 30, {7: 5.4, 8: 5.6, 9: 1.0}) == [8]
+    assert stopped_at(asha, 40, {7: 99.0, 9: 99.0}) == []  # no second rung
+    assert stopped_at(asha, 50, {7: 99.0, 9: 99.0}) == []
 
 
 def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
-    assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 0: 9.0}) == [2, 3]
+    assert stopped_at(asha, 30, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 0: 9.0, 5: 9.1}) == [5]
+
+
+@given(st.lists(st.floats(-10, 10, width=16), min_size=5, max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_a_pruner_does_what_tunes_asha_does(losses: list[float]) -> None:
+    """Also where losses are alike."""
+    scheduler = build_trial_scheduler("asha", steps=50)
+    scheduler.set_search_properties(OBJECTIVE, "min")
+    study = optuna.create_study(pruner=build_pruner("asha", 50))
+    for number, loss in enumerate(losses, 1):
+        trial = study.ask()
+        for step in (10, 30):
+            trial.report(loss, step)
+            assert [number] * trial.should_prune() == stopped_at(scheduler, step, {number: loss})
+        study.tell(trial, loss)
 
 
 def test_tunes_statistics_of_a_trial_go_with_its_end(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tune_app.run.typed import fits, well_typed
 OBJECTIVE = "objective"  # name of the metric that the study minimises
 # Evaluations per trial: enough for early stopping and for a curve.
 EVALUATIONS = 5
-# From one of asha's rungs to the next: the worse half ends at each.
-RUNG_FACTOR = 2
+# The share of the trials that asha ends at its rung, and how many others it must know for that.
+RUNG_ENDS, RUNG_KNOWS = 0.25, 4
 
 
 def evaluation_steps(steps: int) -> list[int]:
@@ -27,13 +27,13 @@ def evaluation_steps(steps: int) -> list[int]:
     return [round(steps * (i + 1) / count) for i in range(count)]
 
 
-def first_judged(steps: int) -> int:
-    """The evaluation at which successive halving first compares trials: at three fifths of the run.
+def rung_of(steps: int) -> int:
+    """The evaluation at which asha compares trials: at three fifths of the run.
 
     Warmup and large learning rates make a loss worse before it gets better: judged at the first
     evaluations, the best configs are in the worse half (benchmarks/sample_efficiency.py).
 
-    >>> first_judged(60)
+    >>> rung_of(60)
     36
     """
     evaluations = evaluation_steps(steps)
@@ -44,21 +44,16 @@ def deciding_steps(scheduler: str, steps: int) -> tuple[int, ...]:
     """The evaluations of a trial that something depends on: which trials the search's trial
     scheduler stops or changes, and at the end which is the best. The others are for its curve.
 
-    asha compares trials at its rungs alone; median, hyperband and pbt at every evaluation.
+    asha compares trials at its rung alone; median, hyperband and pbt at every evaluation.
 
     >>> deciding_steps("asha", 60)
     (36, 60)
     """
-    evaluations = evaluation_steps(steps)
     if scheduler == "none":
         return (steps,)
-    if scheduler != "asha":
-        return tuple(evaluations)
-    rungs, rung = {steps}, first_judged(steps)
-    while rung < steps:
-        rungs.add(next(step for step in evaluations if step >= rung))
-        rung *= RUNG_FACTOR
-    return tuple(sorted(rungs))
+    if scheduler == "asha":
+        return tuple(sorted({rung_of(steps), steps}))
+    return tuple(evaluation_steps(steps))
 
 
 def rows_of_a_glimpse(rows: int) -> int:

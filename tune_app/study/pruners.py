@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import numpy as np
 import optuna
 
-from tune_app.run.trial_report import RUNG_FACTOR, evaluation_steps, first_judged
+from tune_app.run.trial_report import RUNG_ENDS, RUNG_KNOWS, evaluation_steps, rung_of
+
+
+class Asha(optuna.pruners.BasePruner):
+    """What Ray Tune's ASHA does at its one rung (search/ray_tune/schedulers.py). Optuna's own ends
+    half of the trials at least."""
+
+    def __init__(self, rung: int) -> None:
+        self._rung = rung
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        if trial.last_step != self._rung:
+            return False
+        others = [
+            other.intermediate_values[self._rung]
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number and self._rung in other.intermediate_values
+        ]
+        if len(others) < RUNG_KNOWS:
+            return False
+        loss = trial.intermediate_values[self._rung]
+        return bool(loss > np.percentile(others, 100 * (1 - RUNG_ENDS)))
 
 
 def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
     """The pruner with the rule of Ray Tune's scheduler of that name, and rungs at steps after which
-    trials are evaluated. Both halve at the same steps; ties may be broken differently."""
+    trials are evaluated; ties may be broken differently."""
     first = evaluation_steps(steps)[0]
     match name:
         case "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=first_judged(steps), reduction_factor=RUNG_FACTOR
-            )
+            return Asha(rung_of(steps))
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=first - 1)
         case "hyperband":

@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from tune_app.run.trial_report import RUNG_FACTOR, evaluation_steps, first_judged
+from tune_app.run.trial_report import RUNG_ENDS, RUNG_KNOWS, evaluation_steps, rung_of
 from tune_app.search.trial_job import job_of
 
 
@@ -43,8 +43,24 @@ class _InTurn(KeepsActors, FIFOScheduler):
     pass
 
 
-class _Asha(KeepsDefault, AsyncHyperBandScheduler):
-    pass
+class Asha(KeepsDefault, AsyncHyperBandScheduler):
+    """Ray Tune's, with one rung, which ends no trial while it knows but a few."""
+
+    def __init__(self, rung: int) -> None:
+        super().__init__(
+            time_attr="step",
+            grace_period=rung,
+            max_t=rung + 1,
+            reduction_factor=1 / (1 - RUNG_ENDS),
+        )
+        self._rung, self._known = rung, 0
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result.get("step") != self._rung:  # there are no further rungs, and no end at `max_t`
+            return TrialScheduler.CONTINUE
+        decision = super().on_trial_result(tune_controller, trial, result)
+        self._known += 1
+        return decision if self._known > RUNG_KNOWS else TrialScheduler.CONTINUE
 
 
 class _Median(KeepsDefault, MedianStoppingRule):
@@ -58,12 +74,7 @@ class _HyperBand(KeepsActors, HyperBandScheduler):
 def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
     """Ray Tune's scheduler of that name, with rungs at steps after which trials are evaluated."""
     if name == "asha":
-        return _Asha(
-            time_attr="step",
-            max_t=steps + 1,
-            grace_period=first_judged(steps),
-            reduction_factor=RUNG_FACTOR,
-        )
+        return Asha(rung_of(steps))
     if name == "median":
         first = evaluation_steps(steps)[0]
         return _Median(time_attr="step", grace_period=first, min_samples_required=3)
