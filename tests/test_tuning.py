@@ -28,6 +28,7 @@ from tune_app.run.trial_report import OBJECTIVE, deciding_steps, evaluation_step
 from tune_app.search.ray_tune import cluster, executor, internals
 from tune_app.search.ray_tune.callback import RecordsTrials
 from tune_app.search.ray_tune.schedulers import build_trial_scheduler
+from tune_app.search.ray_tune.trainable import TrialActor
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Stage
 from tune_app.search.trial_job import JOB, TrialJob, job_of
@@ -111,15 +112,23 @@ def test_a_pruner_does_what_tunes_asha_does(losses: list[float]) -> None:
         study.tell(trial, loss)
 
 
-def test_tunes_statistics_of_a_trial_go_with_its_end(tmp_path: Path) -> None:
+def test_what_tune_has_of_a_trial_goes_with_its_end(tmp_path: Path) -> None:
     trial = ray.tune.experiment.Trial("any", config={JOB: job(0)}, stub=True)
-    trial.update_last_result({OBJECTIVE: 1.0, "training_iteration": 1})
+    shown = {OBJECTIVE: 1.0, "training_iteration": 1}
+    trial.update_last_result({**shown, "learning_rate": 1e-3, "accuracy": 0.5})
     assert trial.metric_n_steps
     recorder = Recorder(EventLog(RunDir(tmp_path)), lambda: False)
 
     RecordsTrials(recorder, lambda: None).on_trial_complete(1, [trial], trial)
 
     assert trial.metric_n_steps == trial.metric_analysis == {}
+    assert trial.last_result.items() <= {**shown, "trial_id": trial.trial_id}.items()
+    assert trial.last_result.items() >= shown.items()  # for Tune's table
+
+
+def test_all_trials_share_what_tune_keeps_with_each() -> None:
+    first, second = (TrialActor.default_resource_request({JOB: job(n)}) for n in (0, 1))
+    assert first is second
 
 
 class Seen(Callback):

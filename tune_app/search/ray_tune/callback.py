@@ -8,11 +8,15 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
+from ray.tune.result import TIME_TOTAL_S, TRAINING_ITERATION
 
-from tune_app.search.ray_tune.internals import failure_of
+from tune_app.run.trial_report import OBJECTIVE
+from tune_app.search.ray_tune.internals import failure_of, forget_first_result
 from tune_app.search.ray_tune.trainable import InfrastructureFailed
 from tune_app.search.recorder import Recorder
 from tune_app.search.trial_job import REPORT, job_of, report_of
+
+_SHOWN = (TRAINING_ITERATION, TIME_TOTAL_S, OBJECTIVE)  # in Tune's table of trials (--verbose)
 
 
 class RecordsTrials(tune.Callback):
@@ -53,20 +57,24 @@ class RecordsTrials(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self._recorder.ended(job_of(trial.config), report_of(trial.last_result))
-        _forget_metrics(trial)
+        _forget_results(trial)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self._recorder.failed(job_of(trial.config), _reason(trial)[0])
-        _forget_metrics(trial)
+        _forget_results(trial)
 
 
-def _forget_metrics(trial: Trial) -> None:
-    """Drops Tune's statistics of a trial that has ended, 40 KB where each report has 20 numbers:
-    Tune keeps all trials until the search ends. The events have the reports."""
+def _forget_results(trial: Trial) -> None:
+    """Drops what Tune has of a trial that has ended, because it keeps all trials until the search
+    ends: statistics, 40 KB where each report has 20 numbers, and most of the last result, 6 KB. The
+    events have the reports."""
     trial.metric_n_steps.clear()
     trial.metric_analysis.clear()
+    last = trial.last_result
+    trial.run_metadata.last_result = {name: last[name] for name in _SHOWN if name in last}
+    forget_first_result(trial)
 
 
 def _reason(trial: Trial) -> tuple[str, bool]:

@@ -258,6 +258,12 @@ def failure_of(trial: Any) -> BaseException:
     return cause
 
 
+def forget_first_result(trial: Any) -> None:
+    """Drops what Tune has asked an actor for in case a trial never reports; 2 KB with all that
+    belongs to the call."""
+    trial._default_result_or_future = None
+
+
 def train_on(controller: Any, trial: Any) -> None:
     """Asks a running trial that was left waiting for its next report.
 

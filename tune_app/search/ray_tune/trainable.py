@@ -6,6 +6,7 @@ s of CPU time, and importing Ray Tune with pandas and Ray Data another 0.5 s.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -32,6 +33,14 @@ class InfrastructureFailed(TrialFailed):
     """The host or the swarm is gone; the trial's config is not to blame."""
 
 
+@functools.cache
+def _resources() -> Any:
+    """For any trial. Tune keeps it with each, where a new one would be 1.5 KB."""
+    from ray.tune import PlacementGroupFactory  # called in the process where Tune runs
+
+    return PlacementGroupFactory([{"CPU": _TINY_CPU}])
+
+
 class TrialActor:
     """An actor of Ray Tune that runs one trial after another.
 
@@ -47,9 +56,7 @@ class TrialActor:
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        from ray.tune import PlacementGroupFactory  # called in the process where Tune runs
-
-        return PlacementGroupFactory([{"CPU": _TINY_CPU}])
+        return _resources()
 
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
         """config: has the TrialJob (`job_of`); storage: Tune's, not used, because checkpoints and
