@@ -72,7 +72,7 @@ def _forget_results(trial: Trial) -> None:
     events have the reports."""
     trial.metric_n_steps.clear()
     trial.metric_analysis.clear()
-    last = trial.last_result
+    last = trial.run_metadata.last_result  # `trial.last_result` may ask the actor
     trial.run_metadata.last_result = {name: last[name] for name in _SHOWN if name in last}
     forget_first_result(trial)
 
