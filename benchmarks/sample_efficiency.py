@@ -78,9 +78,8 @@ class Arm:
 
     def build_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         space = load_space(str(RESULTS / "space.yaml"))
-        return build_sampler(
-            self.sampler, space.expecting({"lr": self.prior} if self.prior else {}), seed
-        )
+        expected = space.expecting({"lr": self.prior} if self.prior else {})
+        return build_sampler(self.sampler, expected, seed, scheduler=self.scheduler)
 
 
 ARMS = {
