@@ -15,7 +15,7 @@ that were stopped early, and learns nothing from the others if one lies outside 
 
 The first four suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors:
 each parameter takes a value from each quarter of its prior, or of its range if it has none. Further
-ones before any trial has ended are such hypercubes of the whole space. So are the next four if none
+ones before any trial was judged are such hypercubes of the whole space. So are the next four if none
 of the priors' suggestions has beaten the documented default: then the priors are probably wrong,
 and the model knows little beyond them.
 """
