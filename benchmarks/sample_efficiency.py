@@ -78,8 +78,9 @@ class Arm:
 
     def build_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         space = load_space(str(RESULTS / "space.yaml"))
-        expected = space.expecting({"lr": self.prior} if self.prior else {})
-        return build_sampler(self.sampler, expected, seed, scheduler=self.scheduler)
+        return build_sampler(
+            self.sampler, space.expecting({"lr": self.prior} if self.prior else {}), seed
+        )
 
 
 ARMS = {

@@ -28,7 +28,6 @@ from benchmarks.sample_efficiency import RESULTS, Key, StubTrial
 from tune_app.run.run_dir import RunDir
 from tune_app.run.search_config import SearchConfig, TrialConfig
 from tune_app.run.trial_report import OBJECTIVE, Report, evaluation_steps
-from tune_app.search.ray_tune.schedulers import Asha
 from tune_app.search.study_trials import StudyTrials
 from tune_app.search.trial_job import TrialJob
 from tune_app.study.prior import Prior
@@ -154,9 +153,7 @@ class Study:
             if trial.origin == "warm_start" or (number == 0 and self.knows_default):
                 trial.enqueue(study)
         if isinstance(sampler, str):
-            space = world.space.expecting(priors or {})
-            scheduler = "asha" if isinstance(stopper, Asha) else "none"
-            sampler = build_sampler(sampler, space, seed, scheduler=scheduler)
+            sampler = build_sampler(sampler, world.space.expecting(priors or {}), seed)
         study.sampler = sampler
         self.trials = StudyTrials(study, world.space, base, RunDir("."), stop=lambda: False)
         self.stopper, self.base, self.began = stopper, base, self.knows_default

@@ -186,29 +186,8 @@ def test_a_stopped_trial_counts_with_where_it_was_heading() -> None:
 
     finished = [trial([3, 2, 2 - gain], TrialState.COMPLETE) for gain in (0.25, 0.5, 4)]
     stopped = trial([5, 4], TrialState.PRUNED)
-    trials = [stopped, *finished]
-    assert expected_ends(trials, lambda t: t.last_step).tolist() == [3.5, 1.75, 1.5, -2.0]
-    assert expected_ends([stopped], lambda t: t.last_step).tolist() == [4.0]
-
-
-def test_trials_that_run_are_learned_from_as_soon_as_they_were_judged(space: SearchSpace) -> None:
-    """Six trials begin together, and the first of them ends. If the others were judged, and do not
-    get better until their ends, the next suggestion is the same as if they had ended, too."""
-
-    def suggested(report_at: int, *, ended: bool) -> dict[str, Any]:
-        study = optuna.create_study(sampler=build_sampler("gp", space, 0, scheduler="asha"))
-        trials = [asked(study, space) for _ in range(6)]
-        for trial in trials:
-            trial.set_user_attr("config", BASE.to_dict())
-            trial.report(loss(trial.params), report_at)
-        for trial in trials if ended else trials[:1]:
-            study.tell(trial, loss(trial.params))
-        return asked(study, space).params
-
-    rung, glimpse = 24, 16  # of 40 steps
-    all_ended = suggested(rung, ended=True)
-    assert suggested(rung, ended=False) == all_ended
-    assert suggested(glimpse, ended=False) != all_ended
+    assert expected_ends([stopped, *finished]).tolist() == [3.5, 1.75, 1.5, -2.0]
+    assert expected_ends([stopped]).tolist() == [4.0]
 
 
 def test_losses_far_above_the_others_are_lowered() -> None:

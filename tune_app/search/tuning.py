@@ -149,7 +149,7 @@ def _sampler(
     name = "random" if config.scheduler == "pbt" else config.sampler
     taken = {} if warm is None else {k: from_json(v) for k, v in warm.priors.items()}
     expected = space.expecting(taken, own=config.prior == "on")
-    return build_sampler(name, expected, config.seed, done, config.scheduler)
+    return build_sampler(name, expected, config.seed, done)
 
 
 def confirm(

@@ -8,14 +8,12 @@ that were stopped early, and learns nothing from the others if one lies outside 
   as different from having it.
 - Losses far above the others are lowered (`capped`), or one divergence would make all others look
   alike.
-- A trial that was stopped, or that is running and was judged, counts with the loss it is heading
-  for (`expected_ends`). Trials that began together also end together: a suggestion that only
-  learned from ended ones would know of one of them.
+- A stopped trial counts with the loss it was heading for (`expected_ends`).
 - A trial outside the space, such as the documented default, counts as the nearest point of it.
 
 The first four suggestions are a Latin hypercube (McKay, Beckman and Conover 1979) of the priors:
 each parameter takes a value from each quarter of its prior, or of its range if it has none. Further
-ones before any trial was judged are such hypercubes of the whole space. So are the next four if none
+ones before any trial has ended are such hypercubes of the whole space. So are the next four if none
 of the priors' suggestions has beaten the documented default: then the priors are probably wrong,
 and the model knows little beyond them.
 """
@@ -35,7 +33,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_app.run.trial_config import TrialConfig
-from tune_app.run.trial_report import deciding_steps
 from tune_app.study.parameter import at_share, contains, share_of
 from tune_app.study.prior import suggested_before, value_at
 from tune_app.study.space import SearchSpace, origin_of
@@ -57,8 +54,8 @@ class GaussianProcess(BaseSampler):
     """All it knows is in the study. Its random numbers follow from the seed and the trial's number,
     so a resumed search goes on as it would have done."""
 
-    def __init__(self, space: SearchSpace, seed: int, scheduler: str) -> None:
-        self._space, self._seed, self._scheduler = space, seed, scheduler
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self._space, self._seed = space, seed
         self._encoding = Encoding(space)
         self._priors = {p.name: p.prior for p in space.parameters}
 
@@ -74,16 +71,13 @@ class GaussianProcess(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        known = [t for t in others if self._learned(t)]
+        ended = [t for t in others if self._learned(t)]
         before = suggested_before(study, trial)
-        if before < _FIRST or not known or (before < 2 * _FIRST and self._misled(known)):
+        if before < _FIRST or not ended or (before < 2 * _FIRST and self._misled(ended)):
             point = self._first(before)
         else:
-            numbers = {t.number for t in known}
-            waiting = [
-                t for t in others if t.state == TrialState.RUNNING and t.number not in numbers
-            ]
-            point = self._best_candidate(known, waiting, self._rng(trial))
+            running = [t for t in others if t.state == TrialState.RUNNING]
+            point = self._best_candidate(ended, running, self._rng(trial))
         # A Python space may suggest what was not seen when it was tried.
         return {name: value for name, value in point.items() if name in search_space}
 
@@ -97,21 +91,8 @@ class GaussianProcess(BaseSampler):
         return value_at(self._rng(trial, param_name).random(), param_distribution)
 
     def _learned(self, trial: FrozenTrial) -> bool:
-        if trial.state == TrialState.RUNNING:
-            known = self._judged_at(trial) is not None
-        else:
-            ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            known = ended and trial.value is not None
-        return known and bool(self._point(trial))
-
-    def _judged_at(self, trial: FrozenTrial) -> int | None:
-        """The last step of a trial after which it was evaluated on all rows; other evaluations
-        only are for its curve. None before the first one."""
-        if trial.state != TrialState.RUNNING:
-            return trial.last_step
-        steps = trial.user_attrs.get("config", {}).get("steps", 0)
-        deciding = deciding_steps(self._scheduler, steps) if steps else ()
-        return max((s for s in deciding if s in trial.intermediate_values), default=None)
+        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        return ended and trial.value is not None and bool(self._point(trial))
 
     def _point(self, trial: FrozenTrial) -> Point:
         """Where the trial is in the space; empty if that is not known."""
@@ -119,15 +100,12 @@ class GaussianProcess(BaseSampler):
             return trial.params
         return self._space.nearest(TrialConfig.from_known(trial.user_attrs["config"]))
 
-    def _misled(self, known: Sequence[FrozenTrial]) -> bool:
+    def _misled(self, ended: Sequence[FrozenTrial]) -> bool:
         """Whether there are priors, and all they suggested is worse than the documented default."""
-        ends = expected_ends(known, self._judged_at)
 
         def lowest(origin: str) -> float:
-            losses = (
-                end for t, end in zip(known, ends, strict=True) if origin_of(t.user_attrs) == origin
-            )
-            return float(min(losses, default=math.inf))
+            losses = (_value(t) for t in ended if origin_of(t.user_attrs) == origin)
+            return min(losses, default=math.inf)
 
         has_priors = any(prior is not None for prior in self._priors.values())
         return has_priors and lowest("default") <= lowest("suggested") < math.inf
@@ -147,25 +125,25 @@ class GaussianProcess(BaseSampler):
 
     def _best_candidate(
         self,
-        known: Sequence[FrozenTrial],
-        waiting: Sequence[FrozenTrial],
+        ended: Sequence[FrozenTrial],
+        running: Sequence[FrozenTrial],
         rng: np.random.Generator,
     ) -> Point:
-        losses = capped(expected_ends(known, self._judged_at))
+        losses = capped(expected_ends(ended))
         ranked = np.argsort(losses, kind="stable")
-        newest = np.arange(len(known))[-_NEWEST_LEARNED:]
+        newest = np.arange(len(ended))[-_NEWEST_LEARNED:]
         learned = np.union1d(ranked[:_BEST_LEARNED], newest)
-        best = [self._point(known[i]) for i in ranked[:_BEST]]
-        seen = self._encoding.encode([self._point(known[i]) for i in learned])
-        unseen = self._encoding.encode([p for t in waiting if (p := self._point(t))])
+        best = [self._point(ended[i]) for i in ranked[:_BEST]]
+        known = self._encoding.encode([self._point(ended[i]) for i in learned])
+        waiting = self._encoding.encode([p for t in running if (p := self._point(t))])
         candidates = self._candidates(best, rng)
         encoded = self._encoding.encode(candidates)
-        tried = {row.tobytes() for row in (*seen, *unseen)}
+        tried = {row.tobytes() for row in (*known, *waiting)}
         new = [i for i, row in enumerate(encoded) if row.tobytes() not in tried]
         if new:  # a small space may have nothing new to offer
             candidates, encoded = [candidates[i] for i in new], encoded[new]
         expected = expected_improvement(
-            seen, losses[learned], unseen, encoded, self._encoding.parameter_of_column
+            known, losses[learned], waiting, encoded, self._encoding.parameter_of_column
         )
         return candidates[int(np.argmax(expected))]
 
@@ -227,11 +205,9 @@ class Encoding:
         return rows
 
 
-def expected_ends(
-    trials: Sequence[FrozenTrial], judged_at: Callable[[FrozenTrial], int | None]
-) -> np.ndarray:
-    """The trials' losses; for one that was stopped early or is running, what its loss becomes if it
-    changes as the median of the finished trials did after the step at which it was judged."""
+def expected_ends(trials: Sequence[FrozenTrial]) -> np.ndarray:
+    """The trials' losses; for one that was stopped early, what its loss would have become if it had
+    changed as the median of the finished trials did from that step on."""
 
     @functools.cache
     def change(step: int) -> float:
@@ -243,10 +219,9 @@ def expected_ends(
         return float(np.median(changes)) if changes else 0.0
 
     def end(trial: FrozenTrial) -> float:
-        step = judged_at(trial)
-        if trial.state == TrialState.COMPLETE or step is None:
+        if trial.state == TrialState.COMPLETE or trial.last_step is None:
             return _value(trial)
-        return trial.intermediate_values[step] + change(step)
+        return _value(trial) + change(trial.last_step)
 
     return np.array([end(trial) for trial in trials])
 

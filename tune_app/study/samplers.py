@@ -14,18 +14,15 @@ from tune_app.study.space import SearchSpace
 _RANDOM_FIRST = 8  # trials; Optuna's own 10 is for longer searches than these
 
 
-def build_sampler(
-    name: str, space: SearchSpace, seed: int, done: int = 0, scheduler: str = "none"
-) -> BaseSampler:
+def build_sampler(name: str, space: SearchSpace, seed: int, done: int = 0) -> BaseSampler:
     """The sampler of that name for a space, which begins where the space's priors say. With one
     trial at a time, the same seed suggests the same.
 
     done: trials that had ended when the search was resumed. Optuna's samplers start anew then, and
         must not repeat their first suggestions.
-    scheduler: the search's trial scheduler, which says after which steps a running trial is judged
     """
     if name == "gp":
-        return GaussianProcess(space, seed, scheduler)
+        return GaussianProcess(space, seed)
     return with_priors(_optunas(name, seed + done), space, seed)
 
 
