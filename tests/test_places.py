@@ -1,17 +1,23 @@
 """Machines where the usual places will not do: a long TMPDIR, a home that cannot be written, a
-folder that is nobody's, a study that another process holds, a full disk, another working folder."""
+folder that is nobody's, too little memory to start, a study that another process holds, a full disk,
+another working folder."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import sqlalchemy
 
@@ -46,6 +52,64 @@ def test_sockets_have_room_where_the_temporary_folder_is_long(plain: pytest.Monk
 
     socket = "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"
     assert len(place + socket) <= 107
+
+
+def searched(
+    folder: Path, *more: str, killed: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """What the command says of a search on a tiny model, while whatever process of it has `killed`
+    in its command line is killed, as the kernel does where memory is short."""
+    told = [*flags(folder), f"--out={folder / 'run'}", "--trials=1", "--confirm=0", *more]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tune_app.search", *told],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        while killed and command.poll() is None:
+            with suppress(psutil.Error):
+                for child in psutil.Process(command.pid).children(recursive=True):
+                    if killed in " ".join(child.cmdline()):
+                        child.kill()
+            time.sleep(0.05)
+        said = command.communicate()[1]
+    return subprocess.CompletedProcess(command.args, command.returncode, stderr=said)
+
+
+@pytest.mark.slow
+@pytest.mark.swarm
+def test_a_swarm_serves_where_the_temporary_folder_is_long(tmp_path: Path) -> None:
+    """libp2p, torch and multiprocessing put sockets there, in the servers and in their client."""
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    search = searched(tmp_path, "--backbone=swarm", "--executor=in-process", TMPDIR=str(long))
+    assert search.returncode == 0, search.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.swarm
+@pytest.mark.parametrize(
+    ("more", "killed", "environment", "why"),
+    [
+        ([], "", {"RAY_TMPDIR": "/proc/nowhere"}, "Ray did not start: "),
+        ([], "TrialHost", {}, "A trial host died several times while it loaded the model"),
+        (["--backbone=swarm"], "server_process", {}, "The private swarm did not start: "),
+        (
+            ["--backbone=swarm", "--executor=in-process"],
+            "server_process",
+            {},
+            "The private swarm did not start: ",
+        ),
+    ],
+    ids=["ray", "host", "swarm", "swarm, in process"],
+)
+def test_what_does_not_start_is_said_without_a_traceback(
+    tmp_path: Path, more: list[str], killed: str, environment: dict[str, str], why: str
+) -> None:
+    search = searched(tmp_path, *more, killed=killed, **environment)
+    assert search.returncode == 1
+    assert why in search.stderr
+    assert "Traceback" not in search.stderr
 
 
 def test_rays_token_has_a_place_where_home_cannot_be_written(plain: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
@@ -23,9 +24,13 @@ from typing import Any
 
 import torch
 
+from tune_app.run.paths import socket_folder
+
 # hivemind reads its log level once, at import; set the variable to see more.
 os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
 os.environ["PETALS_IGNORE_DEPENDENCY_VERSION"] = "1"  # it asserts transformers < 4.35
+# torch and multiprocessing put the sockets there that hivemind needs.
+os.environ["TMPDIR"] = tempfile.tempdir = socket_folder()
 
 _HOMES = {
     "hivemind.compression": (

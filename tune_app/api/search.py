@@ -25,7 +25,7 @@ from tune_app.report.write import write_all
 from tune_app.run.run_dir import RunDir, Status, new_run
 from tune_app.run.search_config import ConfigError, SearchConfig, TrialConfig
 from tune_app.search.checks import check_everything
-from tune_app.search.executor import open_executor
+from tune_app.search.executor import StartError, open_executor
 from tune_app.search.live import LiveView
 from tune_app.search.stop_conditions import StopConditions
 from tune_app.search.tuning import whole_search
@@ -176,6 +176,8 @@ def _searched(config: SearchConfig, space: Any) -> Run:
             config, space, run, progress=view.progress, say=view.say, ray_died=ray_died
         ) as executor:
             whole_search(config, space, run, executor, view, stop)
+    except StartError as error:
+        raise SearchFailed(str(error)) from error
     except KeyboardInterrupt:
         if died.is_set():
             raise SearchFailed(

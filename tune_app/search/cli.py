@@ -17,7 +17,7 @@ from tune_app.run.run_dir import RunDir, new_run
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.checks import check_everything
 from tune_app.search.dry_run import dry_run
-from tune_app.search.executor import open_executor
+from tune_app.search.executor import StartError, open_executor
 from tune_app.search.live import LiveView
 from tune_app.search.stop_conditions import StopConditions, interruptible
 from tune_app.search.tuning import whole_search
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
     except Exception as error:
         if not is_locked(error):
             raise

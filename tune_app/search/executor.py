@@ -13,8 +13,14 @@ from tune_app.run.search_config import SearchConfig
 from tune_app.run.threads import let_threads_sleep
 from tune_app.search.recorder import Recorder
 from tune_app.search.study_trials import Jobs, Stage
+from tune_app.serve.supervisor import PrivateSwarmError
 from tune_app.study.space import SearchSpace
 from tune_app.tasks.summary import DataFacts
+
+
+class StartError(RuntimeError):
+    """What a search runs on did not start: Ray, a trial host or the private swarm. The settings are
+    not to blame."""
 
 
 class Executor(Protocol):
@@ -57,7 +63,8 @@ def open_executor(
     ray_died: called from a thread if the Ray that was started here loses one of its processes. It
         must end the process or the search, because calls to Ray would then block for minutes or
         forever.
-    Raises ConfigError if the user's model, data or swarm cannot be used.
+    Raises ConfigError if the user's model, data or swarm cannot be used, StartError if something
+    else is in the way.
     """
     let_threads_sleep()
     # Imported here, because it takes a second; a user's mistake is reported without it.
@@ -70,5 +77,8 @@ def open_executor(
         from tune_app.search.ray_tune.executor import ray_tune
 
         opened = ray_tune(config, space, run, progress=progress, say=say, ray_died=ray_died)
-    with opened as executor:
-        yield executor
+    try:
+        with opened as executor:
+            yield executor
+    except PrivateSwarmError as error:
+        raise StartError(str(error)) from error

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tune_app.run.paths import socket_folder
 from tune_app.serve.checks import check_swarm, dht_prefix_of
 from tune_app.serve.serve_config import ServeConfig
 from tune_app.serve.server_process import MOST_STARTS, Job, ServerSpec, at_the_same_port
@@ -65,7 +66,7 @@ class PrivateSwarm:
         first, end = config.span(layers)
         self.blocks_missing = layers - (end - first)
         self.dht_prefix = dht_prefix_of(config.model, config.name)
-        self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="tune_app-swarm-", dir=socket_folder()))
         self._log = self._folder / "servers.log"
         self._job = _job(config, layers, self.dht_prefix, self._folder)
         self._ready: dict[int, Server] = {}
@@ -248,6 +249,7 @@ def _environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return os.environ | {
         "PYTHONPATH": path,
+        "TMPDIR": socket_folder(),
         "HIVEMIND_LOGLEVEL": "WARNING",
         "PETALS_CACHE": str(folder),  # Petals keeps a lock file there
         "HF_HUB_OFFLINE": "1",

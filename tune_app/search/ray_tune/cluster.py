@@ -19,6 +19,7 @@ from tune_app.models.folder import model_folder
 from tune_app.run.host_counters import HostCounters
 from tune_app.run.search_config import ConfigError, SearchConfig
 from tune_app.search.concurrency import hosts_on_cpu, most_trials_at_once
+from tune_app.search.executor import StartError
 from tune_app.search.host import TrialHost
 from tune_app.search.ray_tune.internals import (
     LOOPBACK,
@@ -94,7 +95,8 @@ def open_cluster(
     say: Callable[[str], None],
     ray_died: Callable[[], None],
 ) -> Iterator[Cluster]:
-    """A ready Cluster. Raises ConfigError if the user's model, data or swarm cannot be used.
+    """A ready Cluster. Raises ConfigError if the user's model, data or swarm cannot be used,
+    StartError or PrivateSwarmError if something else is in the way.
 
     say: called, from a thread, when a server of the private swarm has ended or serves again
     ray_died: see `open_executor`
@@ -121,7 +123,13 @@ def open_cluster(
         except ray.exceptions.RayTaskError as error:
             raise _usage_error(error) from error
         except ray.exceptions.ActorDiedError as error:
-            raise _usage_error(getattr(error, "cause", None) or error) from error
+            cause = _usage_error(getattr(error, "cause", None) or error)
+            if cause is error:
+                raise StartError(
+                    "A trial host died several times while it loaded the model and the data. Most "
+                    "often the memory is too small; fewer hosts (--hosts) need less."
+                ) from error
+            raise cause from error
         yield Cluster(hosts, connection, data, sum(tokens), dashboard, wait_if_died)
 
 
@@ -167,15 +175,18 @@ def _ray(config: SearchConfig) -> Iterator[str]:
         startup = str(max(workers, -(-at_once // 3)))
         os.environ |= {"RAY_worker_maximum_startup_concurrency": startup}
         stay_on_this_machine()
-        with _deaf_to_hang_ups():
-            context = ray.init(
-                address="local",  # otherwise Ray joins any cluster that it finds on this machine
-                num_cpus=workers,
-                include_dashboard=True,
-                object_store_memory=256 * 2**20,  # only reports and a few checkpoints pass through
-                **LOOPBACK,
-                **quiet,
-            )
+        try:
+            with _deaf_to_hang_ups():
+                context = ray.init(
+                    address="local",  # otherwise Ray joins any cluster that it finds here
+                    num_cpus=workers,
+                    include_dashboard=True,
+                    object_store_memory=256 * 2**20,  # reports and a few checkpoints pass through
+                    **LOOPBACK,
+                    **quiet,
+                )
+        except Exception as error:  # Ray raises several unrelated types here
+            raise StartError(f"Ray did not start: {error}") from error
     try:
         if config.address is None:
             check_loopback()

@@ -8,6 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from tune_app.run.paths import socket_folder
+
 # Of a Unix socket's path, 107 bytes at most, Ray's own part takes up to 67:
 # /ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store
 _LONGEST_FOLDER = 107 - 67
@@ -16,6 +18,8 @@ _LONGEST_FOLDER = 107 - 67
 def ways_round() -> dict[str, str]:
     """Environment variables for Ray; none where the usual places will do."""
     found = {}
+    if socket_folder() != tempfile.gettempdir():
+        found["TMPDIR"] = socket_folder()
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER and "RAY_TMPDIR" not in os.environ:
         found["RAY_TMPDIR"] = "/tmp"
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
