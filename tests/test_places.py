@@ -1,6 +1,6 @@
 """Machines where the usual places will not do: a long TMPDIR, a home that cannot be written, a
-folder that is nobody's, too little memory to start, a study that another process holds, a full disk,
-another working folder."""
+folder that is nobody's, too little memory, a study that another process holds, a full disk, another
+working folder."""
 
 from __future__ import annotations
 
