@@ -237,8 +237,20 @@ def test_two_searches_on_one_cluster_each_have_a_host_on_each_node(
     def search(name: str) -> RunDir:
         return run_search(line.format(name), home, RAY_AUTH_MODE="token")
 
+    def one_beside_the_other(runs: list[RunDir]) -> bool:
+        began, ended = (
+            [event["time"] for run in runs for event in run.events() if event["event"] == kind]
+            for kind in ("search_started", "search_ended")
+        )
+        return max(began) < min(ended)
+
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(search, "ab"))
+        for names in ("ab", "cd", "ef"):  # on a busy machine one may begin when the other has ended
+            runs = list(pool.map(search, names))
+            if one_beside_the_other(runs):
+                break
+        else:
+            pytest.fail("they did not run at the same time")
 
     for run in runs:
         hosts = run.events()[-1]["hosts"]
@@ -246,11 +258,6 @@ def test_two_searches_on_one_cluster_each_have_a_host_on_each_node(
         assert all(host["rows"] > 0 for host in hosts)
         # 2 trials x (2 steps of 2 rows and 2 evaluations of 128)
         assert sum(host["rows"] for host in hosts) == 2 * (2 * 2 + 2 * 128)
-    began, ended = (
-        [event["time"] for run in runs for event in run.events() if event["event"] == kind]
-        for kind in ("search_started", "search_ended")
-    )
-    assert max(began) < min(ended), "they did not run at the same time"
 
 
 @pytest.mark.parametrize("line", DRY)
