@@ -80,8 +80,8 @@ def correlation(name: str, verdict: Callable[[Curve], float]) -> float:
     return float(spearmanr(judged, [curve.whole[-1] for curve in curves]).statistic)
 
 
-def rung_at(here: World, evaluation: int) -> Asha:
-    return Asha(evaluation_steps(here.steps)[evaluation - 1])
+def rung_at(evaluation: int) -> Asha:
+    return Asha(lambda steps: evaluation_steps(steps)[evaluation - 1])
 
 
 def judged_by(name: str, verdict: Callable[[Curve], float]) -> World:
@@ -126,7 +126,7 @@ def searches(name: str, seeds: int) -> None:
 
     for way, (where, at) in ways.items():
         found = [
-            search(where, Study(where, seed, "tpe", rung_at(here, at), {"lr": PRIOR}), 4)
+            search(where, Study(where, seed, "tpe", rung_at(at), {"lr": PRIOR}), 4)
             for seed in range(seeds)
         ]
         gains = [

@@ -37,15 +37,18 @@ from tune_app.study.pruners import build_pruner
 from tune_app.study.yaml_space import load_space
 
 
-def job(number: int) -> TrialJob:
-    return TrialJob(number, TrialConfig(), Path("nowhere"))
+def job(number: int, steps: int = 50) -> TrialJob:
+    return TrialJob(number, TrialConfig(steps=steps), Path("nowhere"))
 
 
-def stopped_at(scheduler: TrialScheduler, step: int, losses: dict[int, float]) -> list[int]:
-    """Numbers of the trials that end at that step, reporting in the order of `losses`."""
+def stopped_at(
+    scheduler: TrialScheduler, step: int, losses: dict[int, float], steps: int = 50
+) -> list[int]:
+    """Numbers of the trials of so many steps that end at that step, reporting in the order of
+    `losses`."""
     ended = []
     for number, loss in losses.items():
-        trial = StubTrial(job(number))
+        trial = StubTrial(job(number, steps))
         scheduler.on_trial_add(None, trial)
         decision = scheduler.on_trial_result(None, trial, {OBJECTIVE: loss, "step": step})
         if decision == TrialScheduler.STOP:
@@ -78,7 +81,7 @@ def test_asha_and_its_pruner_look_at_deciding_evaluations_alone(steps: int) -> N
     for step in evaluation_steps(steps):
         alike = dict.fromkeys(WORSE_AND_WORSE, 1.0)
         losses = alike if step in deciding else WORSE_AND_WORSE
-        assert stopped_at(scheduler, step, losses) == []
+        assert stopped_at(scheduler, step, losses, steps) == []
         for number, trial in trials.items():
             trial.report(losses[number], step)
         assert not any(trial.should_prune() for trial in trials.values())
@@ -91,6 +94,13 @@ def test_asha_ends_the_worst_quarter_at_three_fifths(asha: TrialScheduler) -> No
     assert stopped_at(asha, 30, {7: 5.4, 8: 5.6, 9: 1.0}) == [8]
     assert stopped_at(asha, 40, {7: 99.0, 9: 99.0}) == []  # no second rung
     assert stopped_at(asha, 50, {7: 99.0, 9: 99.0}) == []
+
+
+def test_asha_judges_trials_of_any_length_after_the_same_share(asha: TrialScheduler) -> None:
+    assert stopped_at(asha, 30, WORSE_AND_WORSE) == [4, 5, 6]
+    assert stopped_at(asha, 24, {7: 9.0, 8: 1.0}, steps=40) == [7]
+    assert stopped_at(asha, 40, {9: 9.0}, steps=80) == []  # before its rung
+    assert stopped_at(asha, 48, {9: 9.0}, steps=80) == [9]
 
 
 def test_asha_never_stops_the_documented_default(asha: TrialScheduler) -> None:
@@ -106,9 +116,13 @@ def test_a_pruner_does_what_tunes_asha_does(losses: list[float]) -> None:
     study = optuna.create_study(pruner=build_pruner("asha", 50))
     for number, loss in enumerate(losses, 1):
         trial = study.ask()
-        for step in (10, 30):
+        steps = 50 if number % 3 else 80
+        if steps != 50:
+            trial.set_user_attr("config", TrialConfig(steps=steps).to_dict())
+        for step in (10, 30, 48):
             trial.report(loss, step)
-            assert [number] * trial.should_prune() == stopped_at(scheduler, step, {number: loss})
+            ended = stopped_at(scheduler, step, {number: loss}, steps)
+            assert [number] * trial.should_prune() == ended
         study.tell(trial, loss)
 
 

@@ -12,21 +12,27 @@ class Asha(optuna.pruners.BasePruner):
     """What Ray Tune's ASHA does at its one rung (search/ray_tune/schedulers.py). Optuna's own ends
     half of the trials at least."""
 
-    def __init__(self, rung: int) -> None:
-        self._rung = rung
+    def __init__(self, steps: int) -> None:
+        """steps: of trials whose config is not among their attributes"""
+        self._steps = steps
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        if trial.last_step != self._rung:
+        rung = self._rung_of(trial)
+        if trial.last_step != rung:
             return False
         others = [
-            other.intermediate_values[self._rung]
+            other.intermediate_values[at]
             for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and self._rung in other.intermediate_values
+            if other.number != trial.number
+            and (at := self._rung_of(other)) in other.intermediate_values
         ]
         if len(others) < RUNG_KNOWS:
             return False
-        loss = trial.intermediate_values[self._rung]
+        loss = trial.intermediate_values[rung]
         return bool(loss > np.percentile(others, 100 * (1 - RUNG_ENDS)))
+
+    def _rung_of(self, trial: optuna.trial.FrozenTrial) -> int:
+        return rung_of(trial.user_attrs.get("config", {}).get("steps", self._steps))
 
 
 def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
@@ -35,7 +41,7 @@ def build_pruner(name: str, steps: int) -> optuna.pruners.BasePruner:
     first = evaluation_steps(steps)[0]
     match name:
         case "asha":
-            return Asha(rung_of(steps))
+            return Asha(steps)
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=first - 1)
         case "hyperband":

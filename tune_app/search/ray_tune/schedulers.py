@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -15,6 +16,8 @@ from ray.tune.schedulers import (
 
 from tune_app.run.trial_report import RUNG_ENDS, RUNG_KNOWS, evaluation_steps, rung_of
 from tune_app.search.trial_job import job_of
+
+_RUNG = 1  # the step that Ray's ASHA is told, however long the trial is
 
 
 class KeepsActors(TrialScheduler):
@@ -44,21 +47,25 @@ class _InTurn(KeepsActors, FIFOScheduler):
 
 
 class Asha(KeepsDefault, AsyncHyperBandScheduler):
-    """Ray Tune's, with one rung, which ends no trial while it knows but a few."""
+    """Ray Tune's, with one rung, which ends no trial while it knows but a few.
 
-    def __init__(self, rung: int) -> None:
+    judged_at: the step after which a trial of so many steps is judged; a space may have trials of
+        different lengths
+    """
+
+    def __init__(self, judged_at: Callable[[int], int] = rung_of) -> None:
         super().__init__(
             time_attr="step",
-            grace_period=rung,
-            max_t=rung + 1,
+            grace_period=_RUNG,
+            max_t=_RUNG + 1,
             reduction_factor=1 / (1 - RUNG_ENDS),
         )
-        self._rung, self._known = rung, 0
+        self._judged_at, self._known = judged_at, 0
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if result.get("step") != self._rung:  # there are no further rungs, and no end at `max_t`
-            return TrialScheduler.CONTINUE
-        decision = super().on_trial_result(tune_controller, trial, result)
+        if result.get("step") != self._judged_at(job_of(trial.config).config.steps):
+            return TrialScheduler.CONTINUE  # there are no further rungs, and no end at `max_t`
+        decision = super().on_trial_result(tune_controller, trial, result | {"step": _RUNG})
         self._known += 1
         return decision if self._known > RUNG_KNOWS else TrialScheduler.CONTINUE
 
@@ -74,7 +81,7 @@ class _HyperBand(KeepsActors, HyperBandScheduler):
 def build_trial_scheduler(name: str, steps: int) -> TrialScheduler:
     """Ray Tune's scheduler of that name, with rungs at steps after which trials are evaluated."""
     if name == "asha":
-        return Asha(rung_of(steps))
+        return Asha()
     if name == "median":
         first = evaluation_steps(steps)[0]
         return _Median(time_attr="step", grace_period=first, min_samples_required=3)
