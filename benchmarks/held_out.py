@@ -1,4 +1,4 @@
-"""Searches over recorded curves of tasks that no rule of tune_app was tuned on.
+"""Searches over recorded curves of tasks that the rules of tune_app were not tuned on.
 
     python -m benchmarks.held_out [--seeds 100] [--processes 2] [TASK ...]
     python -m benchmarks.held_out --bounds [--seeds 100]
@@ -6,8 +6,8 @@
 The rules for early stopping were chosen with docstrings -> package and SST-2
 (benchmarks.sample_efficiency), the sampler with docstrings and raises, and the priors of the
 default space come from published settings. This compares them on the other tasks of
-benchmarks.curves. Each way searches with many seeds, 4 trials at once, and with half as many 1, 8
-and 16 at once:
+benchmarks.curves; of these, smollm2 had a say in whom to stop (README.md). Each way searches with
+many seeds, 4 trials at once, and with half as many 1, 8 and 16 at once:
 
     random               random configs, every trial to its end
     random+ASHA, Ray     with Ray Tune's ASHA as it ships, a rung at the first evaluation

@@ -131,6 +131,7 @@ def test_what_tune_has_of_a_trial_goes_with_its_end(tmp_path: Path) -> None:
     shown = {OBJECTIVE: 1.0, "training_iteration": 1}
     trial.update_last_result({**shown, "learning_rate": 1e-3, "accuracy": 0.5})
     assert trial.metric_n_steps
+    assert "_default_result_or_future" in vars(trial)  # Ray's name for what is dropped
     recorder = Recorder(EventLog(RunDir(tmp_path)), lambda: False)
 
     RecordsTrials(recorder, lambda: None).on_trial_complete(1, [trial], trial)

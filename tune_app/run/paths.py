@@ -6,9 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# A Unix socket's path has 104 bytes at most (107 on Linux). Of these, what is put into the
-# temporary folder takes up to 51: /tune_app-swarm-12345678/p2pclient-12345678901.sock
-_LONGEST_FOLDER = 104 - 51
+_LONGEST_SOCKET = 107  # bytes of a Unix socket's path
+# What a swarm puts into the temporary folder: /tune_app-swarm-12345678/p2pclient-12345678901.sock
+_OF_A_SWARM = 51
 
 
 def user_path(path: str | Path) -> Path:
@@ -17,7 +17,10 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def socket_folder() -> str:
-    """The folder for temporary files; /tmp if the usual one has too long a path for sockets."""
+def socket_folder(added: int = _OF_A_SWARM) -> str:
+    """The folder for temporary files; /tmp if the usual one has too long a path for sockets.
+
+    added: bytes of a socket's path that follow
+    """
     usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) <= _LONGEST_FOLDER else "/tmp"
+    return usual if len(os.fsencode(usual)) + added <= _LONGEST_SOCKET else "/tmp"

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from tune_app.run.paths import socket_folder
 
-# Of a Unix socket's path, 107 bytes at most, Ray's own part takes up to 67:
-# /ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store
-_LONGEST_FOLDER = 107 - 67
+# What Ray puts there: /ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store
+_OF_RAY = 67
 
 
 def ways_round() -> dict[str, str]:
     """Environment variables for Ray; none where the usual places will do."""
     found = {}
-    if socket_folder() != tempfile.gettempdir():
-        found["TMPDIR"] = socket_folder()
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER and "RAY_TMPDIR" not in os.environ:
-        found["RAY_TMPDIR"] = "/tmp"
+    usual = tempfile.gettempdir()
+    if (folder := socket_folder()) != usual:
+        found["TMPDIR"] = folder
+    if (folder := socket_folder(_OF_RAY)) != usual and "RAY_TMPDIR" not in os.environ:
+        found["RAY_TMPDIR"] = folder
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
         try:
             _make_token(Path("~/.ray").expanduser())
